@@ -1,0 +1,164 @@
+//! Events: what happened in a lane, one after the other. Redis writes them into the lane's
+//! outbox, Kafka carries them, the database records them; each is `epoch-seq` of its lane.
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::LaneId;
+use super::names::{KeyName, Sku};
+use super::order::{Order, Status};
+use super::sale::Definition;
+use super::stock::{Adjustment, Change};
+use super::time::Timestamp;
+
+/// One event of one lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    pub lane: LaneId,
+    /// Rises when a lane is opened anew; 1 for the first.
+    pub epoch: u32,
+    /// Counts a lane's events from 1, without a gap, through all epochs.
+    pub seq: u64,
+    /// The lane's time, Redis' clock held monotonic.
+    pub at: Timestamp,
+    /// W3C `traceparent` of the request that caused it.
+    pub traceparent: Option<String>,
+    pub body: Body,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    Order(OrderStep),
+    Adjusted(Adjustment),
+    Sale(SaleStep),
+}
+
+/// What became of an order, and the order after it. The order's `status` says which step it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrderStep {
+    pub order: Order,
+    /// The status before; `None` for a new order.
+    pub from: Option<Status>,
+    pub cause: Cause,
+    /// What the caller gave as a cancel's reason.
+    pub reason: Option<String>,
+}
+
+/// Who made a step happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    Caller,
+    Sweeper,
+}
+
+impl Cause {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Cause::Caller => "caller",
+            Cause::Sweeper => "sweeper",
+        }
+    }
+}
+
+/// What became of a sale.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SaleStep {
+    Defined {
+        version: u64,
+        /// The definition that the lane applied.
+        definition: Box<Definition>,
+        /// Units that the definition brought in or, while nobody had ordered, took out.
+        stock: Vec<StockSet>,
+        actor: KeyName,
+    },
+    Paused {
+        actor: KeyName,
+    },
+    Resumed {
+        actor: KeyName,
+    },
+    Closed {
+        actor: KeyName,
+    },
+    /// Nothing is held, everything is recorded, its retention is over: the lane leaves Redis.
+    Archived,
+}
+
+/// How a definition moved one SKU's available units.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StockSet {
+    pub sku: Sku,
+    pub delta: i64,
+}
+
+impl Body {
+    /// The CloudEvents `type`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Body::Order(step) => match step.order.status {
+                Status::Held => "holdfast.order.held",
+                Status::Confirmed => "holdfast.order.confirmed",
+                Status::Cancelled => "holdfast.order.cancelled",
+                Status::Expired => "holdfast.order.expired",
+            },
+            Body::Adjusted(_) => "holdfast.stock.adjusted",
+            Body::Sale(step) => match step {
+                SaleStep::Defined { .. } => "holdfast.sale.defined",
+                SaleStep::Paused { .. } => "holdfast.sale.paused",
+                SaleStep::Resumed { .. } => "holdfast.sale.resumed",
+                SaleStep::Closed { .. } => "holdfast.sale.closed",
+                SaleStep::Archived => "holdfast.sale.archived",
+            },
+        }
+    }
+
+    /// What the event did to the counters: the lines of the ledger. A step that moved no stock
+    /// (a cancel of what had expired) has none.
+    pub fn changes(&self) -> Vec<Change> {
+        match self {
+            Body::Order(step) => step.changes(),
+            Body::Adjusted(adjustment) => vec![Change {
+                sku: adjustment.sku.clone(),
+                available: adjustment.delta,
+                held: 0,
+                sold: 0,
+            }],
+            Body::Sale(SaleStep::Defined { stock, .. }) => stock
+                .iter()
+                .map(|set| Change { sku: set.sku.clone(), available: set.delta, held: 0, sold: 0 })
+                .collect(),
+            Body::Sale(_) => Vec::new(),
+        }
+    }
+}
+
+impl OrderStep {
+    /// Where a unit of an order is while the order stands so: (available, held, sold).
+    const fn place(status: Option<Status>) -> (i64, i64, i64) {
+        match status {
+            Some(Status::Held) => (0, 1, 0),
+            Some(Status::Confirmed) => (0, 0, 1),
+            Some(Status::Cancelled | Status::Expired) | None => (1, 0, 0),
+        }
+    }
+
+    fn changes(&self) -> Vec<Change> {
+        let before = Self::place(self.from);
+        let after = Self::place(Some(self.order.status));
+        let (available, held, sold) = (after.0 - before.0, after.1 - before.1, after.2 - before.2);
+        if (available, held, sold) == (0, 0, 0) {
+            return Vec::new();
+        }
+        let change = |line: &super::order::Line| {
+            let units = i64::from(line.quantity.get());
+            Change {
+                sku: line.sku.clone(),
+                available: available * units,
+                held: held * units,
+                sold: sold * units,
+            }
+        };
+        self.order.lines.iter().map(change).collect()
+    }
+}

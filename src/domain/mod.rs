@@ -1,0 +1,9 @@
+//! What Holdfast is about: names, orders, sales, stock and events. Pure: no I/O, no clock.
+
+pub mod event;
+pub mod ids;
+pub mod names;
+pub mod order;
+pub mod sale;
+pub mod stock;
+pub mod time;

@@ -1,0 +1,123 @@
+//! An order: one buyer's claim on stock, and what may become of it.
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{LaneId, OrderId};
+use super::names::{BuyerId, PaymentId, Sku};
+use super::time::Timestamp;
+
+/// Most lines of one order.
+pub const LINES_MAX: usize = 8;
+/// Most units of one line.
+pub const QUANTITY_MAX: u32 = 1_000;
+
+/// Units of one SKU in one order: 1 to [`QUANTITY_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct Quantity(u32);
+
+impl Quantity {
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl TryFrom<u32> for Quantity {
+    type Error = String;
+
+    fn try_from(units: u32) -> Result<Self, String> {
+        if (1..=QUANTITY_MAX).contains(&units) {
+            Ok(Self(units))
+        } else {
+            Err(format!("must be 1 to {QUANTITY_MAX}"))
+        }
+    }
+}
+
+impl From<Quantity> for u32 {
+    fn from(quantity: Quantity) -> u32 {
+        quantity.0
+    }
+}
+
+/// So many units of one SKU.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Line {
+    pub sku: Sku,
+    pub quantity: Quantity,
+}
+
+/// Where an order stands. `held` is the only state that keeps stock without having sold it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Held,
+    Confirmed,
+    Cancelled,
+    Expired,
+}
+
+impl Status {
+    pub const ALL: [Status; 4] = [Self::Held, Self::Confirmed, Self::Cancelled, Self::Expired];
+
+    /// The word that callers see and the database stores.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Status::Held => "held",
+            Status::Confirmed => "confirmed",
+            Status::Cancelled => "cancelled",
+            Status::Expired => "expired",
+        }
+    }
+
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == word)
+    }
+}
+
+/// An order as it stands after its last event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    pub id: OrderId,
+    pub buyer_id: BuyerId,
+    pub status: Status,
+    /// What was asked for, in the caller's order. Empty for a tombstone: an order that was
+    /// cancelled before it came.
+    pub lines: Vec<Line>,
+    /// The payment that bought it.
+    pub payment_id: Option<PaymentId>,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub confirmed_at: Option<Timestamp>,
+    /// The lane's sequence number of its last event.
+    pub seq: u64,
+}
+
+impl Order {
+    pub fn lane(&self) -> &LaneId {
+        self.id.lane()
+    }
+
+    /// How the order answers at `now`: a hold whose deadline has come is expired, whether or not
+    /// the sweeper has come by.
+    pub fn status_at(&self, now: Timestamp) -> Status {
+        match self.status {
+            Status::Held if now >= self.expires_at => Status::Expired,
+            status => status,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quantity_cannot_be_zero_or_beyond_its_bound() {
+        for units in [0, QUANTITY_MAX + 1] {
+            assert!(Quantity::try_from(units).is_err());
+        }
+        assert!(serde_json::from_str::<Quantity>("1.0").is_err(), "integers only");
+    }
+}

@@ -1,0 +1,118 @@
+//! Counters of one SKU, and the adjustments that operators make to them.
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::AdjustmentId;
+use super::names::{KeyName, SaleId, Sku};
+use super::time::Timestamp;
+
+/// The most units that a SKU may have in all.
+pub const TOTAL_MAX: i64 = 1_000_000_000;
+
+/// Where a SKU's units are. `total` is their sum, by construction (I1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    pub available: i64,
+    pub held: i64,
+    pub sold: i64,
+    /// Counts this SKU's adjustments; nothing else moves it.
+    pub version: i64,
+}
+
+impl Counters {
+    pub const fn total(&self) -> i64 {
+        self.available + self.held + self.sold
+    }
+}
+
+/// What one event changed of one SKU: a row of the ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    pub sku: Sku,
+    pub available: i64,
+    pub held: i64,
+    pub sold: i64,
+}
+
+/// Why an operator changed a total.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reason {
+    Restock,
+    Damaged,
+    Lost,
+    Recount,
+    Correction,
+    Other,
+}
+
+impl Reason {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Reason::Restock => "restock",
+            Reason::Damaged => "damaged",
+            Reason::Lost => "lost",
+            Reason::Recount => "recount",
+            Reason::Correction => "correction",
+            Reason::Other => "other",
+        }
+    }
+}
+
+/// What an operator says about an adjustment; two requests with one key must say the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdjustmentNote {
+    pub reason: Reason,
+    pub reference: Option<String>,
+    pub note: Option<String>,
+}
+
+/// A change of one SKU's total that has happened. Its event, once recorded, is the audit row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adjustment {
+    pub id: AdjustmentId,
+    pub sku: Sku,
+    pub delta: i64,
+    pub before: CountersSnapshot,
+    #[serde(flatten)]
+    pub note: AdjustmentNote,
+    /// The name of the API key that asked for it.
+    pub actor: KeyName,
+    pub created_at: Timestamp,
+    pub seq: u64,
+}
+
+impl Adjustment {
+    pub fn sale(&self) -> &SaleId {
+        &self.id.lane().sale
+    }
+
+    pub fn after(&self) -> CountersSnapshot {
+        let Counters { available, held, sold, version } = self.before.into();
+        Counters { available: available + self.delta, held, sold, version: version + 1 }.into()
+    }
+}
+
+/// [`Counters`] as callers and events see them, the total spelt out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CountersSnapshot {
+    pub total: i64,
+    pub available: i64,
+    pub held: i64,
+    pub sold: i64,
+    pub version: i64,
+}
+
+impl From<Counters> for CountersSnapshot {
+    fn from(counters: Counters) -> Self {
+        let Counters { available, held, sold, version } = counters;
+        Self { total: counters.total(), available, held, sold, version }
+    }
+}
+
+impl From<CountersSnapshot> for Counters {
+    fn from(snapshot: CountersSnapshot) -> Self {
+        let CountersSnapshot { available, held, sold, version, .. } = snapshot;
+        Self { available, held, sold, version }
+    }
+}

@@ -1,0 +1,4 @@
+//! Holdfast: inventory deduction for flash sales. See `docs/architecture.md`.
+
+pub mod config;
+pub mod domain;
