@@ -1,5 +1,6 @@
 //! Holdfast: inventory deduction for flash sales. See `docs/architecture.md`.
 
+pub mod bus;
 pub mod config;
 pub mod domain;
 pub mod ledger;
