@@ -132,11 +132,11 @@ pub async fn adjust(
     match api.lanes.adjust(adjust.clone()).await {
         Ok(Stamped { marks, outcome, .. }) => match outcome {
             Adjusted::Adjusted(done) => {
-                api.recorded(&done, marks.recorded).await?;
+                api.wait_recorded(&done, marks.recorded).await?;
                 Ok(json(StatusCode::CREATED, &AdjustmentView::from(done)))
             }
             Adjusted::Replayed(done) => {
-                api.recorded(&done, marks.recorded).await?;
+                api.wait_recorded(&done, marks.recorded).await?;
                 Ok(replayed(done))
             }
             Adjusted::KeyReused => Err(key_reused()),
@@ -253,7 +253,7 @@ impl Api {
     }
 
     /// Waits until the adjustment is recorded: only then it is answered.
-    async fn recorded(&self, done: &Adjustment, recorded: u64) -> Result<(), Problem> {
+    async fn wait_recorded(&self, done: &Adjustment, recorded: u64) -> Result<(), Problem> {
         if recorded >= done.seq {
             return Ok(());
         }

@@ -148,7 +148,7 @@ fn add_rate_limit_headers(operation: &mut Operation) {
 
 fn add_header(response: &mut Described, name: &str, kind: Type, description: &str) {
     let schema = ObjectBuilder::new().schema_type(kind).build();
-    let header = HeaderBuilder::new().schema(schema).description(Some(description)).build();
+    let header = HeaderBuilder::new().schema(Some(schema)).description(Some(description)).build();
     response.headers.insert(name.to_owned(), header.into());
 }
 

@@ -50,23 +50,23 @@ fn answer(order: Order, verdict: Verdict) -> Answer {
 
 impl Api {
     pub(super) async fn show_recorded(&self, id: &OrderId) -> Answer {
-        let order = self.recorded(id).await?.ok_or_else(order_not_found)?;
+        let order = self.recorded_order(id).await?.ok_or_else(order_not_found)?;
         Ok(json(StatusCode::OK, &OrderView::recorded(order)))
     }
 
     pub(super) async fn confirm_recorded(&self, id: &OrderId, payment: &PaymentId) -> Answer {
-        let order = self.recorded(id).await?.ok_or_else(order_not_found)?;
+        let order = self.recorded_order(id).await?.ok_or_else(order_not_found)?;
         let verdict = confirm(&order, payment);
         answer(order, verdict)
     }
 
     pub(super) async fn cancel_recorded(&self, id: &OrderId, if_none: fn() -> Problem) -> Answer {
-        let order = self.recorded(id).await?.ok_or_else(if_none)?;
+        let order = self.recorded_order(id).await?.ok_or_else(if_none)?;
         let verdict = cancel(&order);
         answer(order, verdict)
     }
 
-    async fn recorded(&self, id: &OrderId) -> Result<Option<Order>, Problem> {
+    async fn recorded_order(&self, id: &OrderId) -> Result<Option<Order>, Problem> {
         self.ledger.order(id).await.map_err(|e| Problem::ledger(&e))
     }
 
