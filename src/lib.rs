@@ -4,3 +4,4 @@ pub mod bus;
 pub mod config;
 pub mod domain;
 pub mod ledger;
+pub mod writer;
