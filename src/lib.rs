@@ -1,5 +1,7 @@
 //! Holdfast: inventory deduction for flash sales. See `docs/architecture.md`.
 
+pub mod bus;
 pub mod config;
 pub mod domain;
 pub mod lanes;
+pub mod ledger;

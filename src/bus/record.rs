@@ -1,0 +1,497 @@
+//! An event as a Kafka record: CloudEvents 1.0, Kafka protocol binding, binary mode (attributes
+//! in headers, data in the value). `docs/events.md` shows each.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::event::{Body, Cause, Event, OrderStep, SaleStep, StockSet};
+use crate::domain::ids::{LANES_MAX, LaneId};
+use crate::domain::names::KeyName;
+use crate::domain::order::{Order, Status};
+use crate::domain::sale::Definition;
+use crate::domain::stock::{Adjustment, Change, Counters, CountersSnapshot, TOTAL_MAX};
+use crate::domain::time::Timestamp;
+
+/// Every header's name, here and nowhere else.
+pub mod header {
+    pub const CONTENT_TYPE: &str = "content-type";
+    pub const SPECVERSION: &str = "ce_specversion";
+    pub const ID: &str = "ce_id";
+    pub const SOURCE: &str = "ce_source";
+    pub const TYPE: &str = "ce_type";
+    pub const TIME: &str = "ce_time";
+    pub const SUBJECT: &str = "ce_subject";
+    pub const SALEID: &str = "ce_saleid";
+    pub const LANE: &str = "ce_lane";
+    pub const EPOCH: &str = "ce_epoch";
+    pub const SEQ: &str = "ce_seq";
+    pub const TRACEPARENT: &str = "ce_traceparent";
+}
+
+const SPECVERSION: &str = "1.0";
+const CONTENT_TYPE: &str = "application/json";
+/// What the database's bigint can count.
+const SEQ_MAX: u64 = i64::MAX as u64;
+
+/// A record ready to be produced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// `<sale>/<lane>`: for consumers and tools; the partition is the lane's own.
+    pub key: String,
+    pub headers: Vec<(&'static str, String)>,
+    pub payload: Vec<u8>,
+}
+
+/// Which event a record says it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    pub lane: LaneId,
+    pub epoch: u32,
+    pub seq: u64,
+}
+
+/// Why a record is no event.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct DecodeError {
+    pub detail: String,
+    /// Lane, epoch and seq, where these at least could be read.
+    pub position: Option<Position>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OrderData {
+    order: Order,
+    from: Option<Status>,
+    cause: Cause,
+    reason: Option<String>,
+    changes: Vec<Change>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct AdjustedData {
+    adjustment: Adjustment,
+    after: CountersSnapshot,
+    changes: Vec<Change>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct DefinedData {
+    version: u64,
+    definition: Box<Definition>,
+    actor: KeyName,
+    changes: Vec<Change>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ActorData {
+    actor: KeyName,
+    changes: Vec<Change>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ArchivedData {
+    changes: Vec<Change>,
+}
+
+/// Writes an event as a record.
+pub fn encode(event: &Event) -> Record {
+    let Event { lane, epoch, seq, at, traceparent, body } = event;
+    let subject = match body {
+        Body::Order(step) => step.order.id.to_string(),
+        Body::Adjusted(adjustment) => adjustment.sku.to_string(),
+        Body::Sale(_) => lane.sale.to_string(),
+    };
+    let mut headers = vec![
+        (header::SPECVERSION, SPECVERSION.to_owned()),
+        (header::ID, format!("{lane}/{epoch}-{seq}")),
+        (header::SOURCE, source(lane)),
+        (header::TYPE, body.kind().to_owned()),
+        (header::TIME, at.to_string()),
+        (header::SUBJECT, subject),
+        (header::CONTENT_TYPE, CONTENT_TYPE.to_owned()),
+        (header::SALEID, lane.sale.to_string()),
+        (header::LANE, lane.lane.to_string()),
+        (header::EPOCH, epoch.to_string()),
+        (header::SEQ, seq.to_string()),
+    ];
+    if let Some(traceparent) = traceparent {
+        headers.push((header::TRACEPARENT, traceparent.clone()));
+    }
+    Record { key: lane.to_string(), headers, payload: encode_body(body) }
+}
+
+fn source(lane: &LaneId) -> String {
+    format!("/holdfast/sales/{}/lanes/{}", lane.sale, lane.lane)
+}
+
+fn encode_body(body: &Body) -> Vec<u8> {
+    let changes = body.changes();
+    match body {
+        Body::Order(step) => {
+            let OrderStep { order, from, cause, reason } = step.clone();
+            json(&OrderData { order, from, cause, reason, changes })
+        }
+        Body::Adjusted(adjustment) => {
+            let after = adjustment.after();
+            json(&AdjustedData { adjustment: adjustment.clone(), after, changes })
+        }
+        Body::Sale(step) => match step.clone() {
+            SaleStep::Defined { version, definition, actor, stock: _ } => {
+                json(&DefinedData { version, definition, actor, changes })
+            }
+            SaleStep::Paused { actor }
+            | SaleStep::Resumed { actor }
+            | SaleStep::Closed { actor } => json(&ActorData { actor, changes }),
+            SaleStep::Archived => json(&ArchivedData { changes }),
+        },
+    }
+}
+
+fn json(data: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(data).expect("plain data is always JSON")
+}
+
+/// Reads a record. Headers that it does not know are ignored; what it knows must be there and
+/// agree with the rest.
+///
+/// # Errors
+/// What is wrong, and which event it claims to be where that can be read.
+pub fn decode<'a>(
+    headers: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+    payload: &[u8],
+) -> Result<Event, DecodeError> {
+    let headers = Headers(headers.into_iter().collect());
+    let position = headers.position().map_err(|detail| DecodeError { detail, position: None })?;
+    decode_at(&headers, &position, payload)
+        .map_err(|detail| DecodeError { detail, position: Some(position) })
+}
+
+struct Headers<'a>(Vec<(&'a str, &'a [u8])>);
+
+impl<'a> Headers<'a> {
+    fn find(&self, name: &str) -> Result<Option<&'a str>, String> {
+        let Some((_, value)) = self.0.iter().find(|(known, _)| *known == name) else {
+            return Ok(None);
+        };
+        std::str::from_utf8(value).map(Some).map_err(|_| format!("{name} is not UTF-8"))
+    }
+
+    fn text(&self, name: &str) -> Result<&'a str, String> {
+        self.find(name)?.ok_or_else(|| format!("{name} is missing"))
+    }
+
+    fn parsed<T: FromStr>(&self, name: &str) -> Result<T, String>
+    where
+        T::Err: Display,
+    {
+        let text = self.text(name)?;
+        text.parse().map_err(|e: T::Err| format!("{name} {e}"))
+    }
+
+    fn position(&self) -> Result<Position, String> {
+        let lane = LaneId { sale: self.parsed(header::SALEID)?, lane: self.parsed(header::LANE)? };
+        let (epoch, seq) = (self.parsed(header::EPOCH)?, self.parsed(header::SEQ)?);
+        if lane.lane >= LANES_MAX || epoch == 0 || seq == 0 || seq > SEQ_MAX {
+            return Err("lane, epoch or seq is out of range".to_owned());
+        }
+        Ok(Position { lane, epoch, seq })
+    }
+}
+
+fn decode_at(headers: &Headers<'_>, at: &Position, payload: &[u8]) -> Result<Event, String> {
+    let version = headers.text(header::SPECVERSION)?;
+    if version != SPECVERSION {
+        return Err(format!("CloudEvents {version:?} is not {SPECVERSION}"));
+    }
+    let time = serde_json::Value::from(headers.text(header::TIME)?);
+    let time: Timestamp =
+        serde_json::from_value(time).map_err(|e| format!("{} is {e}", header::TIME))?;
+    let kind = headers.text(header::TYPE)?;
+    let (body, changes) = decode_body(kind, payload)?;
+    check(&body, at)?;
+    if body.kind() != kind {
+        return Err(format!("says {kind} but is {}", body.kind()));
+    }
+    if body.changes() != changes {
+        return Err("its changes do not follow from it".to_owned());
+    }
+    Ok(Event {
+        lane: at.lane.clone(),
+        epoch: at.epoch,
+        seq: at.seq,
+        at: time,
+        traceparent: headers.find(header::TRACEPARENT)?.map(str::to_owned),
+        body,
+    })
+}
+
+fn decode_body(kind: &str, payload: &[u8]) -> Result<(Body, Vec<Change>), String> {
+    let step = match kind {
+        "holdfast.order.held"
+        | "holdfast.order.confirmed"
+        | "holdfast.order.cancelled"
+        | "holdfast.order.expired" => {
+            let OrderData { order, from, cause, reason, changes } = read(payload)?;
+            return Ok((Body::Order(OrderStep { order, from, cause, reason }), changes));
+        }
+        "holdfast.stock.adjusted" => return decode_adjusted(payload),
+        "holdfast.sale.defined" => return decode_defined(payload),
+        "holdfast.sale.paused" => |actor| SaleStep::Paused { actor },
+        "holdfast.sale.resumed" => |actor| SaleStep::Resumed { actor },
+        "holdfast.sale.closed" => |actor| SaleStep::Closed { actor },
+        "holdfast.sale.archived" => {
+            let ArchivedData { changes } = read(payload)?;
+            return Ok((Body::Sale(SaleStep::Archived), changes));
+        }
+        _ => return Err(format!("{kind:?} is no event that this version knows")),
+    };
+    let ActorData { actor, changes } = read(payload)?;
+    Ok((Body::Sale(step(actor)), changes))
+}
+
+fn decode_adjusted(payload: &[u8]) -> Result<(Body, Vec<Change>), String> {
+    let AdjustedData { adjustment, after, changes } = read(payload)?;
+    let before = adjustment.before;
+    let units = [before.available, before.held, before.sold, before.total];
+    let possible = |n: i64| (0..=TOTAL_MAX).contains(&n);
+    // Checked before anything is added up: the numbers are whatever the bytes say.
+    if !units.into_iter().all(possible)
+        || !possible(before.version)
+        || !possible(adjustment.delta.saturating_abs())
+        || before != CountersSnapshot::from(Counters::from(before))
+    {
+        return Err("its counters are impossible".to_owned());
+    }
+    if after != adjustment.after() {
+        return Err("its counters after do not follow from those before".to_owned());
+    }
+    Ok((Body::Adjusted(adjustment), changes))
+}
+
+fn decode_defined(payload: &[u8]) -> Result<(Body, Vec<Change>), String> {
+    let DefinedData { version, definition, actor, changes } = read(payload)?;
+    let set = |change: &Change| StockSet { sku: change.sku.clone(), delta: change.available };
+    let stock: Vec<StockSet> = changes.iter().map(set).collect();
+    if stock.iter().any(|set| set.delta.saturating_abs() > TOTAL_MAX) || version > SEQ_MAX {
+        return Err("its numbers are out of range".to_owned());
+    }
+    Ok((Body::Sale(SaleStep::Defined { version, definition, stock, actor }), changes))
+}
+
+fn read<'a, T: Deserialize<'a>>(payload: &'a [u8]) -> Result<T, String> {
+    serde_json::from_slice(payload).map_err(|e| format!("the body cannot be read: {e}"))
+}
+
+/// What the body says of its place must be what the headers say.
+fn check(body: &Body, at: &Position) -> Result<(), String> {
+    let (lane, seq) = match body {
+        Body::Order(step) => (step.order.lane(), step.order.seq),
+        Body::Adjusted(adjustment) => (adjustment.id.lane(), adjustment.seq),
+        Body::Sale(_) => return Ok(()),
+    };
+    if (lane, seq) == (&at.lane, at.seq) {
+        Ok(())
+    } else {
+        Err(format!("the body is of {lane} seq {seq}, the headers of another"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::ids::IdSecret;
+    use crate::domain::order::Line;
+    use crate::domain::stock::{AdjustmentNote, Reason};
+
+    fn headers_of(record: &Record) -> Vec<(&str, &[u8])> {
+        record.headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect()
+    }
+
+    fn read_back(record: &Record) -> Result<Event, DecodeError> {
+        decode(headers_of(record), &record.payload)
+    }
+
+    fn time() -> impl Strategy<Value = Timestamp> {
+        (0..253_402_300_799_999i64).prop_map(Timestamp::from_millis)
+    }
+
+    fn order(lane: LaneId, seq: u64) -> impl Strategy<Value = Order> {
+        let lines = prop::collection::vec(("[a-zA-Z0-9._-]{1,64}", 1..=1000u32), 0..=8);
+        let status = prop::sample::select(Status::ALL.to_vec());
+        let payment = prop::option::of("[!-~]{1,255}");
+        ("[!-~]{1,128}", status, lines, payment, time(), time(), prop::option::of(time())).prop_map(
+            move |(buyer, status, lines, payment, created_at, expires_at, confirmed_at)| {
+                let secret = IdSecret::new(1, &[7; 32]);
+                let buyer_id = buyer.parse().unwrap();
+                let key = secret.order_key(&lane.sale, &buyer_id, &"k".parse().unwrap());
+                let line = |(sku, quantity): (String, u32)| Line {
+                    sku: sku.parse().unwrap(),
+                    quantity: quantity.try_into().unwrap(),
+                };
+                Order {
+                    id: secret.order_id(&lane, key),
+                    buyer_id,
+                    status,
+                    lines: lines.into_iter().map(line).collect(),
+                    payment_id: payment.map(|p| p.parse().unwrap()),
+                    created_at,
+                    expires_at,
+                    confirmed_at,
+                    seq,
+                }
+            },
+        )
+    }
+
+    fn order_step(lane: LaneId, seq: u64) -> impl Strategy<Value = Body> {
+        let from = prop::option::of(prop::sample::select(Status::ALL.to_vec()));
+        let cause = prop::sample::select(vec![Cause::Caller, Cause::Sweeper]);
+        let reason = prop::option::of("\\PC{1,50}");
+        (order(lane, seq), from, cause, reason).prop_map(|(order, from, cause, reason)| {
+            Body::Order(OrderStep { order, from, cause, reason })
+        })
+    }
+
+    fn adjusted(lane: LaneId, seq: u64) -> impl Strategy<Value = Body> {
+        let counters = (0..=1_000_000i64, 0..=1_000_000i64, 0..=1_000_000i64, 0..=9i64);
+        let text = prop::option::of("\\PC{1,50}");
+        (counters, -1_000_000..=1_000_000i64, text, time()).prop_map(
+            move |((available, held, sold, version), delta, note, created_at)| {
+                let secret = IdSecret::new(1, &[7; 32]);
+                let key = secret.adjustment_key(&lane.sale, &"k".parse().unwrap());
+                Body::Adjusted(Adjustment {
+                    id: secret.adjustment_id(&lane, key),
+                    sku: "sku".parse().unwrap(),
+                    delta,
+                    before: Counters { available, held, sold, version }.into(),
+                    note: AdjustmentNote { reason: Reason::Recount, reference: None, note },
+                    actor: "ops".parse().unwrap(),
+                    created_at,
+                    seq,
+                })
+            },
+        )
+    }
+
+    fn sale_step() -> impl Strategy<Value = Body> {
+        let actor: KeyName = "ops".parse().unwrap();
+        let json = r#"{"name":"n","skus":[{"sku":"a","stock":5}]}"#;
+        let definition: Box<Definition> = serde_json::from_str(json).unwrap();
+        let stock = vec![StockSet { sku: "a".parse().unwrap(), delta: 5 }];
+        let steps = vec![
+            SaleStep::Defined { version: 3, definition, stock, actor: actor.clone() },
+            SaleStep::Paused { actor: actor.clone() },
+            SaleStep::Resumed { actor: actor.clone() },
+            SaleStep::Closed { actor },
+            SaleStep::Archived,
+        ];
+        prop::sample::select(steps).prop_map(Body::Sale)
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        ("[a-zA-Z0-9._-]{1,64}", 0..LANES_MAX, 1..=u32::MAX, 1..=SEQ_MAX).prop_flat_map(
+            |(sale, lane, epoch, seq)| {
+                let lane = LaneId { sale: sale.parse().unwrap(), lane };
+                let body = prop_oneof![
+                    order_step(lane.clone(), seq),
+                    adjusted(lane.clone(), seq),
+                    sale_step()
+                ];
+                (body, time(), prop::option::of("[ -~]{0,60}")).prop_map(
+                    move |(body, at, traceparent)| Event {
+                        lane: lane.clone(),
+                        epoch,
+                        seq,
+                        at,
+                        traceparent,
+                        body,
+                    },
+                )
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn an_event_reads_back_as_itself(event in event()) {
+            prop_assert_eq!(read_back(&encode(&event)), Ok(event));
+        }
+
+        #[test]
+        fn any_bytes_are_an_error_and_never_a_panic(
+            event in event(), payload: Vec<u8>, header in 0usize..11, value: Vec<u8>,
+        ) {
+            let record = encode(&event);
+            let mut headers = headers_of(&record);
+            prop_assert!(decode(headers.clone(), &payload).is_err());
+            headers[header].1 = &value;
+            let _ = decode(headers, &record.payload);
+        }
+
+        #[test]
+        fn a_damaged_body_never_panics(
+            event in event(), cut: prop::sample::Index, byte: u8,
+        ) {
+            let mut record = encode(&event);
+            let position = cut.index(record.payload.len());
+            record.payload[position] = byte;
+            let _ = read_back(&record);
+            record.payload.truncate(position);
+            prop_assert!(read_back(&record).is_err());
+        }
+    }
+
+    fn paused() -> Record {
+        encode(&Event {
+            lane: LaneId { sale: "s".parse().unwrap(), lane: 0 },
+            epoch: 1,
+            seq: 9,
+            at: Timestamp::from_millis(0),
+            traceparent: None,
+            body: Body::Sale(SaleStep::Paused { actor: "ops".parse().unwrap() }),
+        })
+    }
+
+    #[test]
+    fn an_unreadable_body_still_says_which_event_it_was() {
+        let record = paused();
+        let error = decode(headers_of(&record), b"{").unwrap_err();
+        assert_eq!(error.position.unwrap().seq, 9);
+        let error = decode([], b"{}").unwrap_err();
+        assert_eq!((error.detail.as_str(), error.position), ("ce_saleid is missing", None));
+    }
+
+    #[test]
+    fn an_event_that_this_version_does_not_know_is_named() {
+        let mut record = paused();
+        record.headers[3].1 = "holdfast.lane.sealed".into();
+        assert!(read_back(&record).unwrap_err().detail.contains("holdfast.lane.sealed"));
+    }
+
+    #[test]
+    fn a_body_of_another_place_is_refused() {
+        let json = r#"{"adjustment":{}}"#;
+        let mut record = paused();
+        record.payload = json.into();
+        assert!(read_back(&record).is_err());
+    }
+
+    #[test]
+    fn impossible_counters_are_refused_before_they_are_added_up() {
+        let body = r#"{"adjustment":{"id":"adj_AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA.s","sku":"a",
+            "delta":9223372036854775807,"before":{"total":1,"available":9223372036854775807,"held":1,
+            "sold":1,"version":9223372036854775807},"reason":"other","reference":null,"note":null,
+            "actor":"ops","created_at":"2026-01-01T00:00:00Z","seq":9},
+            "after":{"total":0,"available":0,"held":0,"sold":0,"version":0},"changes":[]}"#;
+        let mut record = paused();
+        record.headers[3].1 = "holdfast.stock.adjusted".into();
+        record.payload = body.into();
+        let error = read_back(&record).unwrap_err();
+        assert_eq!(error.detail, "its counters are impossible");
+    }
+}

@@ -1,0 +1,155 @@
+//! The topic: made where it is missing, and looked at for what endangers the events.
+
+use std::time::Duration;
+
+use rdkafka::admin::{
+    AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication,
+};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::{BusError, client};
+use crate::config::Kafka;
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// A week. The database keeps events for good and lanes keep what is not recorded, so the topic
+/// need only outlast a writer, or another consumer, that stands still over a long weekend.
+const RETENTION_MS: i64 = 7 * DAY_MS;
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// Makes the topic if it is missing, and says what about it endangers the events.
+///
+/// # Errors
+/// [`BusError::Unavailable`] can be retried.
+pub async fn prepare(config: &Kafka) -> Result<Vec<String>, BusError> {
+    let admin: AdminClient<DefaultClientContext> =
+        client(config, &[])?.create().map_err(BusError::Broken)?;
+    create(&admin, config).await?;
+    let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
+    let described = admin
+        .describe_configs([&ResourceSpecifier::Topic(&config.topic)], &options)
+        .await
+        .map_err(classify)?;
+    let settings = match described.into_iter().next() {
+        Some(Ok(settings)) => settings,
+        Some(Err(code)) => return Err(classify(KafkaError::AdminOp(code))),
+        None => return Err(BusError::Unavailable(KafkaError::NoMessageReceived)),
+    };
+    let (partitions, replication) = layout(admin, &config.topic).await?;
+    Ok(warnings(config, &settings, partitions, replication))
+}
+
+async fn create(admin: &AdminClient<DefaultClientContext>, config: &Kafka) -> Result<(), BusError> {
+    // With one replica more than must be in sync, one broker may be away and nothing is lost.
+    let in_sync = (config.replication - 1).max(1).to_string();
+    let retention = RETENTION_MS.to_string();
+    let topic = NewTopic::new(
+        &config.topic,
+        config.partitions,
+        TopicReplication::Fixed(config.replication),
+    )
+    .set("cleanup.policy", "delete")
+    .set("retention.ms", &retention)
+    .set("min.insync.replicas", &in_sync)
+    .set("compression.type", "producer");
+    let options = AdminOptions::new()
+        .request_timeout(Some(REQUEST_TIMEOUT))
+        .operation_timeout(Some(REQUEST_TIMEOUT));
+    let made = admin.create_topics([&topic], &options).await.map_err(classify)?;
+    match made.into_iter().next() {
+        Some(Err((_, code))) if code != RDKafkaErrorCode::TopicAlreadyExists => {
+            Err(classify(KafkaError::AdminOp(code)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Partitions of the topic, and replicas of the one that has fewest.
+async fn layout(
+    admin: AdminClient<DefaultClientContext>,
+    topic: &str,
+) -> Result<(usize, usize), BusError> {
+    let name = topic.to_owned();
+    // librdkafka has no other than a blocking call for this.
+    let fetched = tokio::task::spawn_blocking(move || {
+        admin.inner().fetch_metadata(Some(&name), REQUEST_TIMEOUT)
+    });
+    let metadata = fetched
+        .await
+        .map_err(|_| BusError::Unavailable(KafkaError::Canceled))?
+        .map_err(classify)?;
+    let partitions = metadata.topics().first().map(|topic| topic.partitions());
+    match partitions {
+        Some(partitions) if !partitions.is_empty() => {
+            let fewest = partitions.iter().map(|p| p.replicas().len()).min();
+            Ok((partitions.len(), fewest.unwrap_or(0)))
+        }
+        // Just made, and not known everywhere yet.
+        _ => Err(BusError::Unavailable(KafkaError::MetadataFetch(
+            RDKafkaErrorCode::UnknownTopicOrPartition,
+        ))),
+    }
+}
+
+fn warnings(
+    config: &Kafka,
+    settings: &ConfigResource,
+    partitions: usize,
+    replication: usize,
+) -> Vec<String> {
+    let text = |name| settings.get(name).and_then(|entry| entry.value.as_deref());
+    let number = |name| text(name).and_then(|value| value.parse::<i64>().ok());
+    let topic = &config.topic;
+    let mut warnings = Vec::new();
+    let wanted = usize::try_from(config.partitions).unwrap_or(0);
+    if partitions < wanted {
+        warnings.push(format!(
+            "topic {topic} has {partitions} partitions, kafka.partitions says {wanted}: lanes share the fewer"
+        ));
+    }
+    if text("cleanup.policy").is_some_and(|policy| policy.contains("compact")) {
+        warnings.push(format!(
+            "topic {topic} has cleanup.policy compact: it keeps one event a lane and loses the others"
+        ));
+    }
+    if let Some(ms @ 0..DAY_MS) = number("retention.ms") {
+        warnings.push(format!(
+            "topic {topic} has retention.ms {ms}, below a day: a writer that is down for longer loses events"
+        ));
+    }
+    if number("retention.bytes").is_some_and(|bytes| bytes >= 0) {
+        warnings.push(format!(
+            "topic {topic} has retention.bytes set: a burst can push out events that are not recorded"
+        ));
+    }
+    if replication > 1 && number("min.insync.replicas") == Some(1) {
+        warnings.push(format!(
+            "topic {topic} has min.insync.replicas 1 with {replication} replicas: the loss of one broker can lose events"
+        ));
+    }
+    if text("unclean.leader.election.enable") == Some("true") {
+        warnings.push(format!(
+            "topic {topic} has unclean.leader.election.enable: a replica that lacks events may lead"
+        ));
+    }
+    warnings
+}
+
+/// What another attempt can cure, and what it cannot.
+pub(super) fn classify(error: KafkaError) -> BusError {
+    use RDKafkaErrorCode as Code;
+    match error.rdkafka_error_code() {
+        Some(
+            Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::InvalidTopic
+            | Code::InvalidPartitions
+            | Code::InvalidConfig
+            | Code::PolicyViolation
+            | Code::Fatal,
+        ) => BusError::Broken(error),
+        _ => BusError::Unavailable(error),
+    }
+}

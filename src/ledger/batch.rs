@@ -1,0 +1,523 @@
+//! The writer's batch: everything that some events mean, in one transaction behind the lanes'
+//! marks. Columns travel as arrays (`UNNEST`), one statement a table.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use super::dead_letters::{DeadLetter, bury};
+use super::lanes::columns;
+use super::parked::{Parked, ParkedKey, park, unpark};
+use super::row::{bigint, datetime};
+use super::sales::set_definition;
+use super::{Ledger, LedgerError};
+use crate::domain::event::{Body, Event, SaleStep};
+use crate::domain::ids::LaneId;
+use crate::domain::names::Sku;
+use crate::domain::order::Order;
+use crate::domain::stock::{Adjustment, Change};
+
+/// How a batch moves one lane's mark. It does so only from `expected` and under `epoch`: this is
+/// what keeps two writers, or one that was taken for dead, from applying anything twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneMove {
+    pub lane: LaneId,
+    pub epoch: u32,
+    pub expected: u64,
+    /// The same as `expected` for a lane of which the batch only parks.
+    pub recorded: u64,
+}
+
+/// What one transaction writes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Each lane of `events` and `park`, once.
+    pub moves: Vec<LaneMove>,
+    /// In order of their seq within each lane, without a gap.
+    pub events: Vec<Event>,
+    pub park: Vec<Parked>,
+    pub unpark: Vec<ParkedKey>,
+    pub dead: Vec<DeadLetter>,
+}
+
+impl Batch {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.moves.is_empty() && self.unpark.is_empty() && self.dead.is_empty()
+    }
+}
+
+/// What a batch did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Rows of orders, ledger and adjustments.
+    pub rows: u64,
+    pub parked: u64,
+    pub dead: u64,
+    /// Whether records are parked whose turn has come now.
+    pub ready: bool,
+}
+
+/// Why a batch was rolled back, whole.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// Another writer moved a mark, or an epoch was taken: read the marks anew and decide again.
+    #[error("a lane's mark is not where it was read")]
+    MarkMoved,
+    /// The database refuses what some event says.
+    #[error("{0}")]
+    Unfit(String),
+    #[error(transparent)]
+    Ledger(LedgerError),
+}
+
+impl From<LedgerError> for ApplyError {
+    fn from(error: LedgerError) -> Self {
+        match error {
+            LedgerError::Refused(error) => Self::Unfit(error.to_string()),
+            error => Self::Ledger(error),
+        }
+    }
+}
+
+impl From<sqlx::Error> for ApplyError {
+    fn from(error: sqlx::Error) -> Self {
+        LedgerError::from(error).into()
+    }
+}
+
+impl Ledger {
+    /// Writes a batch, all of it or nothing.
+    pub async fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
+        let mut transaction = self.pool.begin().await?;
+        let connection = &mut *transaction;
+        move_marks(connection, &batch.moves).await?;
+        let mut rows = 0;
+        if !batch.events.is_empty() {
+            rows += upsert_orders(connection, &batch.events).await?;
+            rows += append_ledger(connection, &batch.events).await?;
+            rows += insert_adjustments(connection, &batch.events).await?;
+            add_to_counters(connection, &batch.events).await?;
+            record_sale_steps(connection, &batch.events).await?;
+        }
+        let parked = park(connection, &batch.park).await?;
+        if !batch.unpark.is_empty() {
+            unpark(connection, &batch.unpark).await?;
+        }
+        let dead = bury(connection, &batch.dead).await?;
+        // Asked under the marks' locks, by a statement of its own: another writer may have parked
+        // since the marks were read.
+        let ready = has_ready(connection, &batch.moves).await?;
+        transaction.commit().await?;
+        Ok(Applied { rows, parked, dead, ready })
+    }
+}
+
+/// Locks the marks in order of their key, so that writers with common lanes cannot deadlock, and
+/// moves them.
+async fn move_marks(connection: &mut PgConnection, moves: &[LaneMove]) -> Result<(), ApplyError> {
+    let sales: Vec<&str> = moves.iter().map(|m| m.lane.sale.as_str()).collect();
+    let lanes: Vec<i16> = moves.iter().map(|m| m.lane.lane.into()).collect();
+    let epochs: Vec<i64> = moves.iter().map(|m| m.epoch.into()).collect();
+    let expected: Vec<i64> = moves.iter().map(|m| bigint(m.expected)).collect();
+    let recorded: Vec<i64> = moves.iter().map(|m| bigint(m.recorded)).collect();
+    let done = sqlx::query!(
+        "WITH asked AS (
+           SELECT * FROM UNNEST($1::text[], $2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[])
+             AS asked (sale_id, lane, epoch, expected, recorded)
+         ), locked AS (
+           SELECT l.sale_id, l.lane, asked.recorded
+           FROM lanes l JOIN asked ON l.sale_id = asked.sale_id AND l.lane = asked.lane
+           WHERE l.recorded = asked.expected AND l.epoch = asked.epoch
+           ORDER BY l.sale_id, l.lane FOR NO KEY UPDATE OF l
+         )
+         UPDATE lanes SET recorded = locked.recorded FROM locked
+         WHERE lanes.sale_id = locked.sale_id AND lanes.lane = locked.lane",
+        &sales as _,
+        &lanes,
+        &epochs,
+        &expected,
+        &recorded
+    )
+    .execute(connection)
+    .await?;
+    if done.rows_affected() == moves.len() as u64 { Ok(()) } else { Err(ApplyError::MarkMoved) }
+}
+
+/// Only the last state of each order in the batch, sorted by id; never backwards.
+async fn upsert_orders(connection: &mut PgConnection, events: &[Event]) -> Result<u64, ApplyError> {
+    let mut last: BTreeMap<String, &Order> = BTreeMap::new();
+    for event in events {
+        if let Body::Order(step) = &event.body {
+            last.insert(step.order.id.to_string(), &step.order);
+        }
+    }
+    if last.is_empty() {
+        return Ok(0);
+    }
+    let (ids, orders): (Vec<String>, Vec<&Order>) = last.into_iter().unzip();
+    let sales: Vec<&str> = orders.iter().map(|o| o.lane().sale.as_str()).collect();
+    let lanes: Vec<i16> = orders.iter().map(|o| o.lane().lane.into()).collect();
+    let buyers: Vec<&str> = orders.iter().map(|o| o.buyer_id.as_str()).collect();
+    let statuses: Vec<&str> = orders.iter().map(|o| o.status.as_str()).collect();
+    let lines: Vec<String> = orders.iter().map(|o| json(&o.lines)).collect();
+    let payments: Vec<Option<&str>> =
+        orders.iter().map(|o| o.payment_id.as_ref().map(AsRef::as_ref)).collect();
+    let created: Vec<DateTime<Utc>> = orders.iter().map(|o| datetime(o.created_at)).collect();
+    let expires: Vec<DateTime<Utc>> = orders.iter().map(|o| datetime(o.expires_at)).collect();
+    let confirmed: Vec<Option<DateTime<Utc>>> =
+        orders.iter().map(|o| o.confirmed_at.map(datetime)).collect();
+    let seqs: Vec<i64> = orders.iter().map(|o| bigint(o.seq)).collect();
+    let done = sqlx::query!(
+        "INSERT INTO orders (id, sale_id, lane, buyer_id, status, lines, payment_id,
+           created_at, expires_at, confirmed_at, seq)
+         SELECT id, sale_id, lane, buyer_id, status, lines::jsonb, payment_id,
+           created_at, expires_at, confirmed_at, seq
+         FROM UNNEST($1::text[], $2::text[], $3::smallint[], $4::text[], $5::text[], $6::text[],
+           $7::text[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::bigint[])
+           AS seen (id, sale_id, lane, buyer_id, status, lines, payment_id,
+             created_at, expires_at, confirmed_at, seq)
+         ON CONFLICT (id) DO UPDATE SET status = excluded.status, lines = excluded.lines,
+           payment_id = excluded.payment_id, expires_at = excluded.expires_at,
+           confirmed_at = excluded.confirmed_at, seq = excluded.seq
+         WHERE orders.seq < excluded.seq",
+        &ids,
+        &sales as _,
+        &lanes,
+        &buyers as _,
+        &statuses as _,
+        &lines,
+        &payments as _,
+        &created,
+        &expires,
+        &confirmed as _,
+        &seqs
+    )
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("plain data")
+}
+
+/// The ledger's rows, a column each.
+#[derive(Default)]
+struct LedgerColumns<'a> {
+    sale: Vec<&'a str>,
+    lane: Vec<i16>,
+    epoch: Vec<i64>,
+    seq: Vec<i64>,
+    line: Vec<i16>,
+    event: Vec<&'static str>,
+    order: Vec<Option<String>>,
+    adjustment: Vec<Option<String>>,
+    cause: Vec<Option<&'static str>>,
+    reason: Vec<Option<&'a str>>,
+    actor: Vec<Option<&'a str>>,
+    trace: Vec<Option<&'a str>>,
+    sku: Vec<Option<String>>,
+    available: Vec<i64>,
+    held: Vec<i64>,
+    sold: Vec<i64>,
+    at: Vec<DateTime<Utc>>,
+}
+
+impl<'a> LedgerColumns<'a> {
+    /// One row a change, or one without SKU where nothing moved: every event has a line 0.
+    fn push(&mut self, event: &'a Event) {
+        let changes = event.body.changes();
+        if changes.is_empty() {
+            self.push_line(event, 0, None);
+        }
+        for (line, change) in (0..).zip(&changes) {
+            self.push_line(event, line, Some(change));
+        }
+    }
+
+    fn push_line(&mut self, event: &'a Event, line: i16, change: Option<&Change>) {
+        let (mut order, mut adjustment, mut cause, mut reason, mut actor) = Default::default();
+        match &event.body {
+            Body::Order(step) => {
+                order = Some(step.order.id.to_string());
+                cause = Some(step.cause.as_str());
+                reason = step.reason.as_deref();
+            }
+            Body::Adjusted(adjusted) => {
+                adjustment = Some(adjusted.id.to_string());
+                reason = Some(adjusted.note.reason.as_str());
+                actor = Some(adjusted.actor.as_str());
+            }
+            Body::Sale(step) => actor = sale_actor(step),
+        }
+        self.sale.push(event.lane.sale.as_str());
+        self.lane.push(event.lane.lane.into());
+        self.epoch.push(event.epoch.into());
+        self.seq.push(bigint(event.seq));
+        self.line.push(line);
+        self.event.push(event.body.kind());
+        self.order.push(order);
+        self.adjustment.push(adjustment);
+        self.cause.push(cause);
+        self.reason.push(reason);
+        self.actor.push(actor);
+        self.trace.push(event.traceparent.as_deref().and_then(trace_id));
+        self.sku.push(change.map(|c| c.sku.as_str().to_owned()));
+        self.available.push(change.map_or(0, |c| c.available));
+        self.held.push(change.map_or(0, |c| c.held));
+        self.sold.push(change.map_or(0, |c| c.sold));
+        self.at.push(datetime(event.at));
+    }
+}
+
+fn sale_actor(step: &SaleStep) -> Option<&str> {
+    match step {
+        SaleStep::Defined { actor, .. }
+        | SaleStep::Paused { actor }
+        | SaleStep::Resumed { actor }
+        | SaleStep::Closed { actor } => Some(actor.as_str()),
+        SaleStep::Archived => None,
+    }
+}
+
+/// The trace id of a W3C `traceparent`: its second field, 32 hex digits.
+fn trace_id(traceparent: &str) -> Option<&str> {
+    let id = traceparent.split('-').nth(1)?;
+    (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then_some(id)
+}
+
+async fn append_ledger(connection: &mut PgConnection, events: &[Event]) -> Result<u64, ApplyError> {
+    let mut rows = LedgerColumns::default();
+    for event in events {
+        rows.push(event);
+    }
+    let done = sqlx::query!(
+        "INSERT INTO ledger (sale_id, lane, epoch, seq, line, event, order_id, adjustment_id,
+           cause, reason, actor, trace_id, sku, available, held, sold, at)
+         SELECT * FROM UNNEST($1::text[], $2::smallint[], $3::bigint[], $4::bigint[],
+           $5::smallint[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[],
+           $11::text[], $12::text[], $13::text[], $14::bigint[], $15::bigint[], $16::bigint[],
+           $17::timestamptz[])",
+        &rows.sale as _,
+        &rows.lane,
+        &rows.epoch,
+        &rows.seq,
+        &rows.line,
+        &rows.event as _,
+        &rows.order as _,
+        &rows.adjustment as _,
+        &rows.cause as _,
+        &rows.reason as _,
+        &rows.actor as _,
+        &rows.trace as _,
+        &rows.sku as _,
+        &rows.available,
+        &rows.held,
+        &rows.sold,
+        &rows.at
+    )
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+async fn insert_adjustments(
+    connection: &mut PgConnection,
+    events: &[Event],
+) -> Result<u64, ApplyError> {
+    let mut rows = 0;
+    // Operators make these by hand, one at a time: a statement each.
+    for event in events {
+        let Body::Adjusted(adjustment) = &event.body else { continue };
+        rows += insert_adjustment(connection, adjustment).await?;
+    }
+    Ok(rows)
+}
+
+async fn insert_adjustment(
+    connection: &mut PgConnection,
+    adjustment: &Adjustment,
+) -> Result<u64, ApplyError> {
+    let Adjustment { id, sku, delta, before, note, actor, created_at, seq } = adjustment;
+    let done = sqlx::query!(
+        "INSERT INTO adjustments (id, sale_id, lane, sku, delta, before_available, before_held,
+           before_sold, before_version, reason, reference, note, actor, created_at, seq)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+        id.to_string(),
+        id.lane().sale.as_str(),
+        i16::from(id.lane().lane),
+        sku.as_str(),
+        delta,
+        before.available,
+        before.held,
+        before.sold,
+        before.version,
+        note.reason.as_str(),
+        note.reference,
+        note.note,
+        actor.as_str(),
+        datetime(*created_at),
+        bigint(*seq)
+    )
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// What a batch adds to the counters of one SKU of one lane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Delta {
+    total: i64,
+    available: i64,
+    held: i64,
+    sold: i64,
+    version: i64,
+}
+
+/// Sums up what the events change. The total moves by definitions and adjustments alone, so an
+/// order that does not conserve its units breaks the table's check (I1).
+fn deltas(events: &[Event]) -> BTreeMap<(&LaneId, Sku), Delta> {
+    let mut deltas: BTreeMap<(&LaneId, Sku), Delta> = BTreeMap::new();
+    for event in events {
+        let (moves_total, version) = match &event.body {
+            Body::Order(_) => (false, 0),
+            Body::Adjusted(_) => (true, 1),
+            Body::Sale(_) => (true, 0),
+        };
+        for change in event.body.changes() {
+            let delta = deltas.entry((&event.lane, change.sku)).or_default();
+            delta.available += change.available;
+            delta.held += change.held;
+            delta.sold += change.sold;
+            delta.version += version;
+            if moves_total {
+                delta.total += change.available + change.held + change.sold;
+            }
+        }
+    }
+    deltas
+}
+
+async fn add_to_counters(
+    connection: &mut PgConnection,
+    events: &[Event],
+) -> Result<(), ApplyError> {
+    make_counters(connection, events).await?;
+    let deltas = deltas(events);
+    if deltas.is_empty() {
+        return Ok(());
+    }
+    let sales: Vec<&str> = deltas.keys().map(|(lane, _)| lane.sale.as_str()).collect();
+    let lanes: Vec<i16> = deltas.keys().map(|(lane, _)| lane.lane.into()).collect();
+    let skus: Vec<&str> = deltas.keys().map(|(_, sku)| sku.as_str()).collect();
+    let column = |field: fn(&Delta) -> i64| deltas.values().map(field).collect::<Vec<i64>>();
+    // The marks that this transaction has locked keep others from these rows, whatever the order
+    // in which they are updated. An upsert would not do: the checks see the bare delta first.
+    let done = sqlx::query!(
+        "UPDATE counters c SET total = c.total + d.total, available = c.available + d.available,
+           held = c.held + d.held, sold = c.sold + d.sold, version = c.version + d.version
+         FROM UNNEST($1::text[], $2::smallint[], $3::text[], $4::bigint[], $5::bigint[],
+           $6::bigint[], $7::bigint[], $8::bigint[])
+           AS d (sale_id, lane, sku, total, available, held, sold, version)
+         WHERE c.sale_id = d.sale_id AND c.lane = d.lane AND c.sku = d.sku",
+        &sales as _,
+        &lanes,
+        &skus as _,
+        &column(|d| d.total),
+        &column(|d| d.available),
+        &column(|d| d.held),
+        &column(|d| d.sold),
+        &column(|d| d.version)
+    )
+    .execute(connection)
+    .await?;
+    if done.rows_affected() == deltas.len() as u64 {
+        return Ok(());
+    }
+    Err(ApplyError::Unfit("an event names an SKU that its lane was never defined with".to_owned()))
+}
+
+/// Counters begin at nothing when a definition first names their SKU.
+async fn make_counters(connection: &mut PgConnection, events: &[Event]) -> Result<(), ApplyError> {
+    for event in events {
+        let Body::Sale(SaleStep::Defined { definition, .. }) = &event.body else { continue };
+        let skus: Vec<&str> = definition.skus.iter().map(|sku| sku.sku.as_str()).collect();
+        sqlx::query!(
+            "INSERT INTO counters (sale_id, lane, sku, total, available, held, sold, version)
+             SELECT $1, $2, sku, 0, 0, 0, 0, 0 FROM UNNEST($3::text[]) AS named (sku)
+             ON CONFLICT DO NOTHING",
+            event.lane.sale.as_str(),
+            i16::from(event.lane.lane),
+            &skus as _
+        )
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Brings the sales' rows up to what lane 0 says; the other lanes say the same, later or sooner.
+async fn record_sale_steps(
+    connection: &mut PgConnection,
+    events: &[Event],
+) -> Result<(), ApplyError> {
+    for event in events {
+        let Body::Sale(step) = &event.body else { continue };
+        if event.lane.lane == 0 {
+            record_sale_step(connection, event, step).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn record_sale_step(
+    connection: &mut PgConnection,
+    event: &Event,
+    step: &SaleStep,
+) -> Result<(), ApplyError> {
+    let (mut paused, mut closed_at, mut archived_at) = (None, None, None);
+    match step {
+        SaleStep::Defined { version, definition, actor, .. } => {
+            // Heals an operator's call that died between the lane and the database.
+            let sale = &event.lane.sale;
+            set_definition(connection, sale, *version, definition, actor).await?;
+            return Ok(());
+        }
+        SaleStep::Paused { .. } => paused = Some(true),
+        SaleStep::Resumed { .. } => paused = Some(false),
+        SaleStep::Closed { .. } => closed_at = Some(datetime(event.at)),
+        SaleStep::Archived => archived_at = Some(datetime(event.at)),
+    }
+    sqlx::query!(
+        "UPDATE sales SET paused = coalesce($3, paused), closed_at = coalesce(closed_at, $4),
+           archived_at = coalesce(archived_at, $5), steps_seq = $2
+         WHERE sale_id = $1 AND steps_seq < $2",
+        event.lane.sale.as_str(),
+        bigint(event.seq),
+        paused,
+        closed_at,
+        archived_at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn has_ready(connection: &mut PgConnection, moves: &[LaneMove]) -> Result<bool, ApplyError> {
+    let lanes: Vec<LaneId> = moves.iter().map(|m| m.lane.clone()).collect();
+    let (sales, numbers) = columns(&lanes);
+    let ready = sqlx::query_scalar!(
+        r#"SELECT EXISTS (
+             SELECT FROM UNNEST($1::text[], $2::smallint[]) AS moved (sale_id, lane)
+             JOIN lanes l ON l.sale_id = moved.sale_id AND l.lane = moved.lane
+             JOIN parked p ON p.sale_id = l.sale_id AND p.lane = l.lane AND p.seq <= l.recorded + 1
+           ) AS "ready!""#,
+        &sales as _,
+        &numbers
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(ready)
+}
