@@ -5,3 +5,5 @@ pub mod config;
 pub mod domain;
 pub mod lanes;
 pub mod ledger;
+pub mod relay;
+pub mod sweeper;
