@@ -7,3 +7,4 @@ pub mod lanes;
 pub mod ledger;
 pub mod relay;
 pub mod sweeper;
+pub mod telemetry;
