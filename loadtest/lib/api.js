@@ -9,6 +9,9 @@ const OPERATOR_KEY = __ENV.HOLDFAST_OPERATOR_KEY;
 // Being refused is an answer, not a failure; only a server's error is one.
 http.setResponseCallback(http.expectedStatuses({ min: 200, max: 499 }, 503));
 
+// Longer than the service lets any call take: who gives up earlier learns nothing.
+const TIMEOUT_MS = 15000;
+
 // `name` keeps one series a route where the path holds an id.
 function request(method, name, path, key, body, headers = {}) {
   const all = Object.assign({}, headers);
@@ -18,7 +21,7 @@ function request(method, name, path, key, body, headers = {}) {
     method,
     url: URL + path,
     body: body === undefined ? null : JSON.stringify(body),
-    params: { headers: all, tags: { name: `${method} ${name}` } },
+    params: { headers: all, tags: { name: `${method} ${name}` }, timeout: TIMEOUT_MS },
   };
 }
 
@@ -88,7 +91,7 @@ export function anyone(method, path, body) {
 
 /** One request, once. `timeout_ms` is for a caller that does not wait for its answer. */
 export function send(one, timeout_ms) {
-  const params = timeout_ms ? Object.assign({ timeout: timeout_ms }, one.params) : one.params;
+  const params = timeout_ms ? { ...one.params, timeout: timeout_ms } : one.params;
   return http.request(one.method, one.url, one.body, params);
 }
 

@@ -31,10 +31,10 @@ def order_rows:
   .database as $db
   | row("orders placed"; range_of("place"); null; null; $db.ledger_orders.placed; $db.orders.placed),
     row("orders confirmed"; range_of("confirm"); null; null; $db.ledger_orders.confirmed; $db.orders.confirmed),
-    row("orders cancelled"; range_of("cancel"); null; null; null; $db.orders.cancelled),
-    row("orders expired"; null; null; null; null; $db.orders.expired),
+    row("orders cancelled"; range_of("cancel"); null; null; $db.ledger_orders.cancelled; $db.orders.cancelled),
+    row("orders expired"; null; null; null; $db.ledger_orders.expired; $db.orders.expired),
     row("orders held"; null; null; null; $db.ledger_orders.held; $db.orders.held),
-    row("cancelled before they came"; range_of("tombstone"); null; null; null; $db.orders.tombstones),
+    row("cancelled before they came"; range_of("tombstone"); null; null; $db.ledger_orders.tombstones; $db.orders.tombstones),
     row("adjustments"; range_of("adjust"); null; null; $db.ledger_adjustments; $db.adjustments);
 
 def sku_rows($sku; $initial):
@@ -72,6 +72,7 @@ def rules:
     same_orders("cancel"; "the orders cancelled are not those that were answered so"),
     same_orders("tombstone"; "the keys cancelled before their order are not those that were answered so"),
     rule("orders whose ledger does not come to what their status says"; $db.wrong.orders_against_ledger),
+    rule("orders whose last event is not that of their ledger"; $db.wrong.orders_behind_ledger),
     rule("states of the ledger below zero (oversold)"; $db.wrong.states_below_zero),
     rule("live counters with available + held + sold other than total";
       [.stock[] | select(.available + .held + .sold != .total)] | length),
@@ -82,7 +83,9 @@ def rules:
         | ($db.most_by_buyer_of_sku[.sku] | number) - .per_buyer_limit)] | max),
     rule("lanes missing"; if $db.lanes >= 1 then 0 else 1 end),
     rule("gaps in a lane's recorded sequence"; $db.wrong.seqs_missing),
-    rule("ledger lines outside a lane's recorded sequence"; $db.wrong.seqs_beyond);
+    rule("ledger lines outside a lane's recorded sequence"; $db.wrong.seqs_beyond),
+    rule("events that wait for a missing one"; $db.wrong.parked),
+    rule("events that could not be recorded"; $db.wrong.dead_letters);
 
 . as $books
 | [$books.summary.sale.skus[] as $s | $books | sku_rows($s.sku; $s.stock)] as $sku_rows

@@ -2,7 +2,7 @@
 -- snapshot. Variable: sale, its id. Answers one JSON document.
 WITH
 sale_orders AS (
-  SELECT id, buyer_id, status, lines, jsonb_array_length(lines) = 0 AS tombstone
+  SELECT id, buyer_id, status, lines, seq, jsonb_array_length(lines) = 0 AS tombstone
   FROM orders WHERE sale_id = :'sale'
 ),
 order_lines AS (
@@ -13,15 +13,25 @@ sale_ledger AS (
   SELECT lane, epoch, seq, line, event, order_id, sku, available, held, sold
   FROM ledger WHERE sale_id = :'sale'
 ),
+-- Every event has a line 0; only those that moved stock name an SKU.
+moves AS (
+  SELECT * FROM sale_ledger WHERE sku IS NOT NULL
+),
 fold AS (
   SELECT sku, sum(available) AS available, sum(held) AS held, sum(sold) AS sold,
-         coalesce(sum(held) FILTER (WHERE event = 'held'), 0) AS placed
-  FROM sale_ledger GROUP BY sku
+         coalesce(sum(held) FILTER (WHERE event = 'holdfast.order.held'), 0) AS placed
+  FROM moves GROUP BY sku
 ),
 fold_by_order AS (
   SELECT order_id, sku, sum(available) AS available, sum(held) AS held, sum(sold) AS sold,
-         count(*) FILTER (WHERE event = 'held') AS held_times
-  FROM sale_ledger WHERE order_id IS NOT NULL GROUP BY order_id, sku
+         count(*) FILTER (WHERE event = 'holdfast.order.held') AS held_times
+  FROM moves WHERE order_id IS NOT NULL GROUP BY order_id, sku
+),
+-- Each order's last event. One that was never held is a tombstone.
+last_events AS (
+  SELECT order_id, max(seq) AS seq, (array_agg(event ORDER BY seq DESC))[1] AS event,
+         bool_or(event = 'holdfast.order.held') AS was_held
+  FROM sale_ledger WHERE order_id IS NOT NULL AND line = 0 GROUP BY order_id
 ),
 -- What an order's ledger must come to, by its status.
 due_by_order AS (
@@ -35,13 +45,13 @@ due_by_order AS (
 states AS (
   SELECT sku,
          sum(available) OVER w AS available, sum(held) OVER w AS held, sum(sold) OVER w AS sold
-  FROM sale_ledger WINDOW w AS (PARTITION BY lane, sku ORDER BY seq, line)
+  FROM moves WINDOW w AS (PARTITION BY lane, sku ORDER BY seq, line)
 ),
 buyer_states AS (
   SELECT o.buyer_id, g.sku,
          sum(g.held + g.sold) OVER (PARTITION BY o.buyer_id, g.lane, g.sku ORDER BY g.seq, g.line) AS of_sku,
          sum(g.held + g.sold) OVER (PARTITION BY o.buyer_id, g.lane ORDER BY g.seq, g.line) AS of_sale
-  FROM sale_ledger g JOIN sale_orders o ON o.id = g.order_id
+  FROM moves g JOIN sale_orders o ON o.id = g.order_id
 ),
 fingerprints AS (
   SELECT o.step, json_build_array(
@@ -62,11 +72,14 @@ SELECT json_build_object(
       'held', count(*) FILTER (WHERE status IN ('held', 'paying')),
       'expired', count(*) FILTER (WHERE status = 'expired')) FROM sale_orders),
   'ledger_orders', (SELECT json_build_object(
-      'placed', count(DISTINCT order_id) FILTER (WHERE held_times > 0),
-      'confirmed', count(DISTINCT order_id) FILTER (WHERE sold > 0),
-      'held', count(DISTINCT order_id) FILTER (WHERE held > 0)) FROM fold_by_order),
+      'placed', count(*) FILTER (WHERE was_held),
+      'tombstones', count(*) FILTER (WHERE NOT was_held),
+      'confirmed', count(*) FILTER (WHERE event = 'holdfast.order.confirmed'),
+      'cancelled', count(*) FILTER (WHERE event = 'holdfast.order.cancelled' AND was_held),
+      'held', count(*) FILTER (WHERE event = 'holdfast.order.held'),
+      'expired', count(*) FILTER (WHERE event = 'holdfast.order.expired')) FROM last_events),
   'adjustments', (SELECT count(*) FROM adjustments WHERE sale_id = :'sale'),
-  'ledger_adjustments', (SELECT count(*) FROM sale_ledger WHERE event = 'adjusted'),
+  'ledger_adjustments', (SELECT count(*) FROM sale_ledger WHERE event = 'holdfast.stock.adjusted'),
   'fingerprints', (SELECT coalesce(json_object_agg(step, halves), '{}') FROM fingerprints),
   'counters', (SELECT coalesce(json_object_agg(sku, c), '{}') FROM (
       SELECT sku, sum(total) AS total, sum(available) AS available, sum(held) AS held, sum(sold) AS sold
@@ -89,9 +102,14 @@ SELECT json_build_object(
           FROM fold_by_order f FULL JOIN due_by_order d USING (order_id, sku)
           WHERE (f.available, f.held, f.sold) IS DISTINCT FROM (d.available, d.held, d.sold)
              OR f.held_times <> 1),
+      'orders_behind_ledger', (SELECT count(*)
+          FROM sale_orders o FULL JOIN last_events e ON e.order_id = o.id
+          WHERE o.seq IS DISTINCT FROM e.seq),
       'seqs_missing', (SELECT coalesce(sum(l.recorded - (
             SELECT count(DISTINCT seq) FROM sale_ledger g WHERE g.lane = l.lane)), 0)
           FROM lanes l WHERE l.sale_id = :'sale'),
       'seqs_beyond', (SELECT count(*) FROM sale_ledger g JOIN lanes l ON l.sale_id = :'sale' AND l.lane = g.lane
-          WHERE g.seq > l.recorded OR g.seq < 1))
+          WHERE g.seq > l.recorded),
+      'parked', (SELECT count(*) FROM parked WHERE sale_id = :'sale'),
+      'dead_letters', (SELECT count(*) FROM dead_letters WHERE sale_id = :'sale'))
 );
