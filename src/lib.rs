@@ -8,3 +8,4 @@ pub mod ledger;
 pub mod relay;
 pub mod sweeper;
 pub mod telemetry;
+pub mod writer;
