@@ -3,5 +3,9 @@
 pub mod bus;
 pub mod config;
 pub mod domain;
+pub mod lanes;
 pub mod ledger;
+pub mod relay;
+pub mod sweeper;
+pub mod telemetry;
 pub mod writer;

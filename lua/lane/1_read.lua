@@ -1,0 +1,303 @@
+#!lua flags=allow-oom
+-- A lane's transition function: takes a batch of commands, in order of arrival, and answers each
+-- exactly as if it had come alone. The files lua/lane/1_read, 2_orders, 3_stock, 4_write are one
+-- script: everything that is needed is read in bulk, decided in Lua tables, and written in bulk.
+--
+-- KEYS  1 lane         hash    what the lane is and where it stands (fields below)
+--       2 stock        hash    sku   -> "available held sold version limit initial"
+--       3 buyers       hash    buyer -> "sku=units,…" held or bought, for the limits
+--       4 orders       hash    key   -> "status seq created expires confirmed hold payment buyer lines"
+--       5 deadlines    zset    keys of orders that fall due together, joined, by due time (ms)
+--       6 outbox       stream  one entry a call, id "epoch-lastseq": at, then (kind, payload) an event
+--       7 adjustments  hash    key   -> "seq at sku delta available held sold version actor note"
+-- ARGV  1 the caller's clock (ms); 2 most events that may wait in the outbox; 3 "1" where Redis is
+--       nearly full; 4 the number of commands; then the commands, each as its reader below says.
+-- Reply { now, epoch, seq, logged, recorded, reply of the 1st command, … }; epoch 0: no such lane.
+--       A reply is an outcome's name, then what belongs to it, separated by spaces.
+--
+-- Atomic: Redis runs a script alone, and Lua has no roll-back, so nothing is written before every
+-- key that will be written has been read (a wrong type raises there), and the first write is the
+-- outbox append, which raises if its id does not follow. Whatever raises has changed nothing.
+-- Idempotent: an order's key is the hash of who asked and its idempotency key; every command finds
+-- what an earlier copy of it did.
+-- Statuses in a record: h held, c confirmed, x cancelled, e expired. An absent value is empty.
+-- `allow-oom`: what settles and trims must go on at maxmemory; new orders are stopped by ARGV 3.
+
+local KEY_CHARS = 22
+
+-- tostring() would write large numbers in scientific notation.
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+local function number_or_nil(value)
+  if value and value ~= '' then
+    return tonumber(value)
+  end
+  return nil
+end
+
+-- A list without repeats of what one bulk read must fetch.
+local function wanted()
+  local fields, seen = {}, {}
+  return fields, function(field)
+    if not seen[field] then
+      seen[field] = true
+      fields[#fields + 1] = field
+    end
+  end
+end
+
+local skus, want_sku = wanted()
+local buyer_ids, want_buyer = wanted()
+local order_keys, want_order = wanted()
+local adjustment_keys, want_adjustment = wanted()
+local want_all_stock = false
+local expire_max = 0
+
+-- "sku=units,sku=units" -> { {sku, units}, … }
+local function split_lines(lines)
+  local list = {}
+  for sku, units in string.gmatch(lines, '([^=,]+)=(%d+)') do
+    list[#list + 1] = { sku = sku, units = tonumber(units) }
+  end
+  return list
+end
+
+-- Readers of commands: each takes the index of its first argument, notes what must be read for
+-- it, and returns the command and how many arguments it took.
+local readers = {
+  -- trace key buyer hold lines; hold in seconds, or empty for the sale's
+  reserve = function(i)
+    local command = { trace = ARGV[i], key = ARGV[i + 1], buyer = ARGV[i + 2], hold = ARGV[i + 3], lines = ARGV[i + 4] }
+    command.list = split_lines(command.lines)
+    want_order(command.key)
+    want_buyer(command.buyer)
+    for _, line in ipairs(command.list) do
+      want_sku(line.sku)
+    end
+    return command, 5
+  end,
+  -- trace key payment
+  confirm = function(i)
+    want_order(ARGV[i + 1])
+    return { trace = ARGV[i], key = ARGV[i + 1], payment = ARGV[i + 2] }, 3
+  end,
+  -- trace key buyer reason; a buyer means: by idempotency key, leave a tombstone where there is
+  -- no order. reason: JSON or empty
+  cancel = function(i)
+    want_order(ARGV[i + 1])
+    return { trace = ARGV[i], key = ARGV[i + 1], buyer = ARGV[i + 2], reason = ARGV[i + 3] }, 4
+  end,
+  -- max: how many overdue holds to end
+  expire = function(i)
+    expire_max = math.max(expire_max, tonumber(ARGV[i]))
+    return {}, 1
+  end,
+  -- key
+  get = function(i)
+    want_order(ARGV[i])
+    return { key = ARGV[i] }, 1
+  end,
+  stock = function()
+    want_all_stock = true
+    return {}, 0
+  end,
+  -- trace key sku delta actor note; note: JSON
+  adjust = function(i)
+    want_adjustment(ARGV[i + 1])
+    want_sku(ARGV[i + 2])
+    return {
+      trace = ARGV[i], key = ARGV[i + 1], sku = ARGV[i + 2], delta = tonumber(ARGV[i + 3]),
+      actor = ARGV[i + 4], note = ARGV[i + 5],
+    }, 6
+  end,
+  -- trace version epoch digest opens closes hold limit actor definition n (sku stock limit)*n
+  -- epoch: of the lane to create, or empty where it must be there already; definition: JSON
+  define = function(i)
+    want_all_stock = true
+    local command = {
+      trace = ARGV[i], version = tonumber(ARGV[i + 1]), epoch = ARGV[i + 2], digest = ARGV[i + 3],
+      opens = ARGV[i + 4], closes = ARGV[i + 5], hold = ARGV[i + 6], limit = ARGV[i + 7],
+      actor = ARGV[i + 8], definition = ARGV[i + 9], skus = {},
+    }
+    local count = tonumber(ARGV[i + 10])
+    for n = 1, count do
+      local at = i + 8 + 3 * n
+      command.skus[n] = { sku = ARGV[at], stock = tonumber(ARGV[at + 1]), limit = ARGV[at + 2] }
+    end
+    return command, 11 + 3 * count
+  end,
+  -- trace actor change; change: pause, resume or close
+  phase = function(i)
+    return { trace = ARGV[i], actor = ARGV[i + 1], change = ARGV[i + 2] }, 3
+  end,
+  -- retention in ms
+  archive = function(i)
+    want_all_stock = true
+    return { retention = tonumber(ARGV[i]) }, 1
+  end,
+  -- where the lane stands, which every reply says
+  marks = function()
+    return {}, 0
+  end,
+}
+
+local caller_now = tonumber(ARGV[1])
+local outbox_max = tonumber(ARGV[2])
+local redis_nearly_full = ARGV[3] == '1'
+
+local commands = {}
+do
+  local at = 5
+  for n = 1, tonumber(ARGV[4]) do
+    local kind = ARGV[at]
+    local command, taken = readers[kind](at + 1)
+    command.kind = kind
+    commands[n] = command
+    at = at + 1 + taken
+  end
+  assert(at == #ARGV + 1, 'the commands do not fill ARGV')
+end
+
+-- The lane itself.
+local FIELDS = {
+  'layout', 'epoch', 'seq', 'logged', 'recorded', 'trimmed', 'now', 'version', 'digest', 'opens',
+  'closes', 'hold', 'limit', 'paused', 'closed', 'archived', 'used',
+}
+local lane = {}
+do
+  local values = redis.call('HMGET', KEYS[1], unpack(FIELDS))
+  for i, field in ipairs(FIELDS) do
+    lane[field] = values[i]
+  end
+  lane.exists = lane.layout and true
+  if lane.exists and lane.layout ~= '1' then
+    return redis.error_reply('HOLDFAST this lane has layout ' .. lane.layout .. ', this script knows 1')
+  end
+  for _, field in ipairs({ 'epoch', 'seq', 'logged', 'recorded', 'trimmed', 'now', 'version' }) do
+    lane[field] = tonumber(lane[field] or '0')
+  end
+  for _, field in ipairs({ 'opens', 'closes', 'hold', 'limit', 'closed' }) do
+    lane[field] = number_or_nil(lane[field])
+  end
+  lane.paused, lane.archived, lane.used = lane.paused == '1', lane.archived == '1', lane.used == '1'
+end
+
+-- The lane's time never goes back, whatever Redis' clock does.
+local now
+do
+  local time = redis.call('TIME')
+  now = math.max(time[1] * 1000 + math.floor(time[2] / 1000), lane.now)
+end
+
+-- What is due, on both clocks: releasing a hold is the one irreversible use of time.
+local due_members, due_keys, due_more, next_deadline = {}, {}, false, nil
+if expire_max > 0 then
+  local page, done = 16, false
+  while not done do
+    local found = redis.call('ZRANGE', KEYS[5], #due_members, #due_members + page - 1, 'WITHSCORES')
+    done = #found < 2 * page
+    for i = 1, #found, 2 do
+      local score = tonumber(found[i + 1])
+      if score > math.min(now, caller_now) then
+        next_deadline, done = score, true
+        break
+      end
+      if #due_keys >= expire_max then
+        due_more, done = true, true
+        break
+      end
+      due_members[#due_members + 1] = found[i]
+      for at = 1, #found[i], KEY_CHARS do
+        local key = string.sub(found[i], at, at + KEY_CHARS - 1)
+        due_keys[#due_keys + 1] = key
+        want_order(key)
+      end
+    end
+  end
+end
+
+local function fetch(redis_key, fields)
+  local raw = {}
+  if #fields > 0 then
+    local values = redis.call('HMGET', redis_key, unpack(fields))
+    for i, field in ipairs(fields) do
+      raw[field] = values[i]
+    end
+  end
+  return raw
+end
+
+local function decode_order(key, record)
+  local status, seq, created, expires, confirmed, hold, payment, buyer, lines =
+    string.match(record, '^(%a) (%d+) (%d+) (%d+) (%d*) (%d*) ([^ ]*) ([^ ]+) ([^ ]*)$')
+  assert(status, 'the record of an order cannot be read')
+  return {
+    key = key, status = status, seq = seq, created = created, expires = tonumber(expires),
+    confirmed = confirmed, hold = hold, payment = payment, buyer = buyer, lines = lines,
+  }
+end
+
+local orders = {}
+for key, record in pairs(fetch(KEYS[4], order_keys)) do
+  if record then
+    local order = decode_order(key, record)
+    orders[key] = order
+    -- Settling a hold moves its stock and, where it is released, its buyer's count.
+    if order.status == 'h' then
+      order.list = split_lines(order.lines)
+      want_buyer(order.buyer)
+      for _, line in ipairs(order.list) do
+        want_sku(line.sku)
+      end
+    end
+  end
+end
+
+local stock = {}
+do
+  local raw
+  if want_all_stock then
+    raw = {}
+    local all = redis.call('HGETALL', KEYS[2])
+    for i = 1, #all, 2 do
+      raw[all[i]] = all[i + 1]
+    end
+  else
+    raw = fetch(KEYS[2], skus)
+  end
+  for sku, value in pairs(raw) do
+    if value then
+      local available, held, sold, version, limit, initial = string.match(value, '^(%d+) (%d+) (%d+) (%d+) (%d*) (%d+)$')
+      assert(available, 'the counters of an SKU cannot be read')
+      stock[sku] = {
+        available = tonumber(available), held = tonumber(held), sold = tonumber(sold),
+        version = tonumber(version), limit = number_or_nil(limit), initial = tonumber(initial),
+      }
+    end
+  end
+end
+
+local buyers = {}
+for buyer, value in pairs(fetch(KEYS[3], buyer_ids)) do
+  local count = { units = {}, total = 0 }
+  for _, line in ipairs(split_lines(value or '')) do
+    count.units[line.sku] = line.units
+    count.total = count.total + line.units
+  end
+  buyers[buyer] = count
+end
+
+local adjustments = fetch(KEYS[7], adjustment_keys)
+
+-- What the decisions below leave for the bulk writes.
+local events = {}
+local changed = { stock = {}, gone = {}, buyers = {}, orders = {}, adjustments = {}, lane = {} }
+local deadlines = {}
+
+local function emit(kind, payload)
+  lane.seq = lane.seq + 1
+  events[#events + 1] = kind
+  events[#events + 1] = payload
+end

@@ -1,0 +1,201 @@
+
+-- Stock and the sale: stock, adjust, define, phase, archive, marks.
+
+local TOTAL_MAX = 1000000000
+
+local function flag(value)
+  return value and '1' or '0'
+end
+
+local function optional(number)
+  return number and text(number) or ''
+end
+
+-- Outcome: stock VERSION OPENS CLOSES PAUSED CLOSED ARCHIVED SKU=AVAILABLE=HELD=SOLD=VERSION=LIMIT,…
+function decide.stock()
+  local list = {}
+  for sku, counters in pairs(stock) do
+    list[#list + 1] = table.concat({
+      sku, text(counters.available), text(counters.held), text(counters.sold), text(counters.version),
+      optional(counters.limit),
+    }, '=')
+  end
+  return table.concat({
+    'stock', text(lane.version), optional(lane.opens), optional(lane.closes), flag(lane.paused),
+    flag(lane.closed), flag(lane.archived), table.concat(list, ','),
+  }, ' ')
+end
+
+-- Outcomes: archived, unknown-sku, reused; with the counters: out-of-range, stock-in-use; with the
+-- adjustment's record: adjusted, replayed.
+function decide.adjust(command)
+  local known = adjustments[command.key]
+  if known then
+    local sku, delta, note = string.match(known, '^%d+ %d+ ([^ ]+) (%S+) %d+ %d+ %d+ %d+ %S+ (.*)$')
+    assert(sku, 'the record of an adjustment cannot be read')
+    local same = sku == command.sku and tonumber(delta) == command.delta and note == command.note
+    return same and ('replayed ' .. known) or 'reused'
+  end
+  if lane.archived then
+    return 'archived'
+  end
+  local counters = stock[command.sku]
+  if not counters then
+    return 'unknown-sku'
+  end
+  local before = table.concat({
+    text(counters.available), text(counters.held), text(counters.sold), text(counters.version),
+  }, ' ')
+  local total = counters.available + counters.held + counters.sold + command.delta
+  if counters.available + command.delta < 0 then
+    return (total < 0 and 'out-of-range ' or 'stock-in-use ') .. before
+  elseif total > TOTAL_MAX then
+    return 'out-of-range ' .. before
+  end
+  counters.available = counters.available + command.delta
+  counters.version = counters.version + 1
+  changed.stock[command.sku] = counters
+  changed.lane.used = '1'
+  lane.used = true
+  local adjustment = table.concat({
+    text(lane.seq + 1), text(now), command.sku, text(command.delta), before, command.actor, command.note,
+  }, ' ')
+  adjustments[command.key] = adjustment
+  changed.adjustments[command.key] = adjustment
+  emit('adjusted', table.concat({ command.key, command.trace, adjustment }, ' '))
+  return 'adjusted ' .. adjustment
+end
+
+-- Why a definition cannot replace the present one once there are orders or adjustments.
+local function fixed(named)
+  for sku, counters in pairs(stock) do
+    if not named[sku] then
+      return 'removes SKU ' .. sku
+    elseif named[sku].stock ~= counters.initial then
+      return 'changes the stock of SKU ' .. sku
+    end
+  end
+end
+
+-- Makes the counters those of the definition; returns "sku=delta,…" of what that moved.
+local function apply_stock(command, named)
+  local moved = {}
+  local function move(sku, delta)
+    if delta ~= 0 then
+      moved[#moved + 1] = sku .. '=' .. text(delta)
+    end
+  end
+  for sku, counters in pairs(stock) do
+    if not named[sku] then
+      move(sku, -counters.available)
+      changed.gone[sku] = true
+    end
+  end
+  for sku in pairs(changed.gone) do
+    stock[sku], changed.stock[sku] = nil, nil
+  end
+  for _, entry in ipairs(command.skus) do
+    local counters = stock[entry.sku]
+    if not counters then
+      counters = { available = 0, held = 0, sold = 0, version = 0, initial = 0 }
+      stock[entry.sku] = counters
+      changed.gone[entry.sku] = nil
+    end
+    move(entry.sku, entry.stock - counters.initial)
+    counters.available = counters.available + entry.stock - counters.initial
+    counters.initial = entry.stock
+    counters.limit = number_or_nil(entry.limit)
+    changed.stock[entry.sku] = counters
+  end
+  return table.concat(moved, ',')
+end
+
+-- Outcomes: missing (and not to be created), archived, stale VERSION, same, in-use WHY, defined.
+function decide.define(command)
+  if not lane.exists then
+    -- Remains of a lane without the lane itself are no empty lane: the reconciler must look.
+    if command.epoch == '' or redis.call('EXISTS', unpack(KEYS, 2)) > 0 then
+      return 'missing'
+    end
+    lane.exists = true
+    lane.epoch = tonumber(command.epoch)
+    changed.lane.layout, changed.lane.epoch = '1', command.epoch
+    changed.lane.logged, changed.lane.recorded, changed.lane.trimmed = '0', '0', '0'
+  elseif lane.archived then
+    return 'archived'
+  elseif command.version < lane.version or (command.version == lane.version and command.digest ~= lane.digest) then
+    return 'stale ' .. text(lane.version)
+  elseif command.version == lane.version then
+    return 'same'
+  end
+  local named = {}
+  for _, entry in ipairs(command.skus) do
+    named[entry.sku] = entry
+  end
+  local why = lane.used and fixed(named)
+  if why then
+    return 'in-use ' .. why
+  end
+  local moved = apply_stock(command, named)
+  for _, field in ipairs({ 'digest', 'opens', 'closes', 'hold', 'limit' }) do
+    changed.lane[field] = command[field]
+  end
+  changed.lane.version = text(command.version)
+  lane.version, lane.digest = command.version, command.digest
+  lane.opens, lane.closes = number_or_nil(command.opens), number_or_nil(command.closes)
+  lane.hold, lane.limit = tonumber(command.hold), number_or_nil(command.limit)
+  emit('defined', table.concat({ command.trace, command.actor, text(command.version), moved, command.definition }, ' '))
+  return 'defined'
+end
+
+local function pause_or_resume(command, paused)
+  if lane.paused ~= paused then
+    lane.paused, changed.lane.paused = paused, flag(paused)
+    emit(paused and 'paused' or 'resumed', command.trace .. ' ' .. command.actor)
+  end
+end
+
+-- Outcomes: archived, closed (final: neither pause nor resume undoes it), done.
+function decide.phase(command)
+  if lane.archived then
+    return 'archived'
+  elseif command.change == 'close' then
+    if not lane.closed then
+      lane.closed, changed.lane.closed = now, text(now)
+      emit('closed', command.trace .. ' ' .. command.actor)
+    end
+  elseif lane.closed then
+    return 'closed'
+  else
+    pause_or_resume(command, command.change == 'pause')
+  end
+  return 'done'
+end
+
+-- Ends a closed sale in which nothing is held or unrecorded and whose retention is over. From then
+-- on it changes no more; lua/forget.lua takes it out of Redis once this event too is recorded.
+-- Outcomes: archived, not-yet.
+function decide.archive(command)
+  if lane.archived then
+    return 'archived'
+  end
+  local closed = lane.closed
+  if lane.closes and now >= lane.closes then
+    closed = math.min(closed or lane.closes, lane.closes)
+  end
+  if not closed or now < closed + command.retention or lane.recorded < lane.seq then
+    return 'not-yet'
+  end
+  for _, counters in pairs(stock) do
+    if counters.held > 0 then
+      return 'not-yet'
+    end
+  end
+  lane.archived, changed.lane.archived = true, '1'
+  emit('archived', '')
+  return 'archived'
+end
+
+function decide.marks()
+  return 'marks'
+end

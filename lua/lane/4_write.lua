@@ -1,0 +1,98 @@
+
+-- Decide the commands in order, then write, the outbox first.
+
+local replies = {}
+for n, command in ipairs(commands) do
+  if lane.exists or command.kind == 'define' then
+    replies[n] = decide[command.kind](command)
+  else
+    replies[n] = 'missing'
+  end
+end
+
+-- Field and value pairs of a table, for one HSET.
+local function pairs_of(fields, encode)
+  local list = {}
+  for field, value in pairs(fields) do
+    list[#list + 1] = field
+    list[#list + 1] = encode(value)
+  end
+  return list
+end
+
+local function as_is(value)
+  return value
+end
+
+local function encode_counters(c)
+  return table.concat({
+    text(c.available), text(c.held), text(c.sold), text(c.version), c.limit and text(c.limit) or '',
+    text(c.initial),
+  }, ' ')
+end
+
+local function hset(key, list)
+  if #list > 0 then
+    redis.call('HSET', key, unpack(list))
+  end
+end
+
+local function hdel(key, list)
+  if #list > 0 then
+    redis.call('HDEL', key, unpack(list))
+  end
+end
+
+local function write_buyers()
+  local kept, gone = {}, {}
+  for buyer, count in pairs(changed.buyers) do
+    local units = {}
+    for sku, number in pairs(count.units) do
+      if number > 0 then
+        units[#units + 1] = sku .. '=' .. text(number)
+      end
+    end
+    if #units > 0 then
+      kept[#kept + 1] = buyer
+      kept[#kept + 1] = table.concat(units, ',')
+    else
+      gone[#gone + 1] = buyer
+    end
+  end
+  hset(KEYS[3], kept)
+  hdel(KEYS[3], gone)
+end
+
+if #events > 0 then
+  local due = {}
+  for at, keys in pairs(deadlines) do
+    due[#due + 1] = text(at)
+    due[#due + 1] = keys
+  end
+  if #due > 0 then
+    redis.call('ZCARD', KEYS[5]) -- raises on a wrong type, while nothing is written
+  end
+  redis.call('XADD', KEYS[6], text(lane.epoch) .. '-' .. text(lane.seq), 'at', text(now), unpack(events))
+
+  changed.lane.seq, changed.lane.now = text(lane.seq), text(now)
+  hset(KEYS[1], pairs_of(changed.lane, as_is))
+  hset(KEYS[2], pairs_of(changed.stock, encode_counters))
+  local removed = {}
+  for sku in pairs(changed.gone) do
+    removed[#removed + 1] = sku
+  end
+  hdel(KEYS[2], removed)
+  write_buyers()
+  hset(KEYS[4], pairs_of(changed.orders, record))
+  hset(KEYS[7], pairs_of(changed.adjustments, as_is))
+  if #due > 0 then
+    redis.call('ZADD', KEYS[5], unpack(due))
+  end
+end
+if #due_members > 0 then
+  redis.call('ZREM', KEYS[5], unpack(due_members))
+end
+
+return {
+  text(now), text(lane.epoch), text(lane.seq), text(lane.logged), text(lane.recorded), unpack(replies),
+}

@@ -1,0 +1,143 @@
+//! The combiner of one lane: whatever commands gather while the lane's previous script call is in
+//! flight go to Redis as one; a lone command goes at once. So latency is one round trip when idle,
+//! and throughput grows with load.
+//!
+//! A queued command is sent even if its caller has gone away: a replay finds what it did. A call
+//! that was not answered is [`LaneError::Unknown`] to all whose commands it carried.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use chrono::Utc;
+use redis::{FromRedisValue, Value};
+use tokio::sync::{mpsc, oneshot};
+
+use super::command::Command;
+use super::keys::LaneKeys;
+use super::reply::Marks;
+use super::{LaneError, Shared};
+use crate::domain::time::Timestamp;
+
+/// A lane's answer to one command, before its outcome is read.
+#[derive(Debug)]
+pub(super) struct RawReply {
+    pub now: Timestamp,
+    pub marks: Marks,
+    pub text: String,
+}
+
+/// A command and whom to answer.
+pub(super) struct Waiting {
+    pub command: Command,
+    pub answer: oneshot::Sender<Result<RawReply, LaneError>>,
+}
+
+/// Runs until every sender is gone and the queue is empty.
+pub(super) async fn run(shared: Arc<Shared>, keys: LaneKeys, mut queue: mpsc::Receiver<Waiting>) {
+    let mut batch = Batch::default();
+    // The first command that no longer fitted into the last call.
+    let mut left_over = None;
+    loop {
+        let first = match left_over.take() {
+            Some(waiting) => waiting,
+            None => match queue.recv().await {
+                Some(waiting) => waiting,
+                None => return,
+            },
+        };
+        batch.add(first);
+        while batch.waiting.len() < shared.options.batch_max {
+            let Ok(next) = queue.try_recv() else { break };
+            if batch.weight + next.command.weight() > shared.options.batch_lines_max {
+                left_over = Some(next);
+                break;
+            }
+            batch.add(next);
+        }
+        batch.send(&shared, &keys).await;
+    }
+}
+
+#[derive(Default)]
+struct Batch {
+    waiting: Vec<Waiting>,
+    weight: usize,
+}
+
+impl Batch {
+    fn add(&mut self, waiting: Waiting) {
+        self.weight += waiting.command.weight();
+        self.waiting.push(waiting);
+    }
+
+    async fn send(&mut self, shared: &Shared, keys: &LaneKeys) {
+        self.weight = 0;
+        let sent = self.waiting.len();
+        let started = Instant::now();
+        let result = call(shared, keys, &self.waiting).await;
+        shared.metrics.call_seconds.observe(started.elapsed().as_secs_f64());
+        shared.metrics.call_commands.observe(sent as f64);
+        match result {
+            Ok(replies) => {
+                for (waiting, reply) in self.waiting.drain(..).zip(replies) {
+                    answer(waiting, reply);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(lane = keys.lane(), commands = sent, %error, "a lane's call failed");
+                for waiting in self.waiting.drain(..) {
+                    answer(waiting, Err(error.clone()));
+                }
+            }
+        }
+    }
+}
+
+fn answer(waiting: Waiting, reply: Result<RawReply, LaneError>) {
+    if waiting.answer.send(reply).is_err() {
+        tracing::debug!("the caller of a command went away before its answer");
+    }
+}
+
+async fn call(
+    shared: &Shared,
+    keys: &LaneKeys,
+    batch: &[Waiting],
+) -> Result<Vec<Result<RawReply, LaneError>>, LaneError> {
+    let script = &shared.scripts.lane;
+    let mut call = script.call(keys.all());
+    call.arg(Utc::now().timestamp_millis());
+    call.arg(shared.options.outbox_events_max);
+    call.arg(u8::from(shared.nearly_full.load(Ordering::Relaxed)));
+    call.arg(batch.len());
+    for waiting in batch {
+        waiting.command.encode(&mut call);
+    }
+    let value = shared.connections.call_script(script, &call).await?;
+    read(value, batch.len())
+}
+
+/// Reads `{ now, epoch, seq, logged, recorded, reply… }`.
+fn read(value: Value, commands: usize) -> Result<Vec<Result<RawReply, LaneError>>, LaneError> {
+    let protocol = |what: &str| LaneError::Protocol(what.to_owned());
+    let mut texts: Vec<String> =
+        Vec::from_redis_value(value).map_err(|e| LaneError::Protocol(e.to_string()))?;
+    if texts.len() != 5 + commands {
+        return Err(protocol("the number of replies is not that of the commands"));
+    }
+    let replies = texts.split_off(5);
+    let number = |text: &str| text.parse::<u64>().map_err(|_| protocol(text));
+    let now = Timestamp::from_millis(number(&texts[0])? as i64);
+    let marks = Marks {
+        epoch: number(&texts[1])? as u32,
+        seq: number(&texts[2])?,
+        logged: number(&texts[3])?,
+        recorded: number(&texts[4])?,
+    };
+    let reply = |text: String| match text.as_str() {
+        "missing" => Err(LaneError::Missing),
+        _ => Ok(RawReply { now, marks, text }),
+    };
+    Ok(replies.into_iter().map(reply).collect())
+}

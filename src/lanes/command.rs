@@ -1,0 +1,202 @@
+//! What callers ask of a lane, and how the script reads it.
+
+use redis::Cmd;
+
+use crate::domain::ids::{AdjustmentId, OrderId};
+use crate::domain::names::{BuyerId, KeyName, PaymentId, Sku};
+use crate::domain::order::Line;
+use crate::domain::sale::Definition;
+use crate::domain::stock::AdjustmentNote;
+
+/// W3C `traceparent` of the request that a command belongs to.
+pub type Trace = Option<String>;
+
+/// Hold stock for every line, all or nothing.
+#[derive(Debug, Clone)]
+pub struct Reserve {
+    pub id: OrderId,
+    pub buyer: BuyerId,
+    pub lines: Vec<Line>,
+    /// How long to hold; the sale's own time unless said otherwise.
+    pub hold_seconds: Option<u32>,
+    pub trace: Trace,
+}
+
+/// Sell what an order holds.
+#[derive(Debug, Clone)]
+pub struct Confirm {
+    pub id: OrderId,
+    pub payment: PaymentId,
+    pub trace: Trace,
+}
+
+/// Give back what an order holds.
+#[derive(Debug, Clone)]
+pub struct Cancel {
+    pub id: OrderId,
+    /// The buyer, where the order is named by its idempotency key: then an order that has not come
+    /// yet is cancelled in advance.
+    pub tombstone_for: Option<BuyerId>,
+    pub reason: Option<String>,
+    pub trace: Trace,
+}
+
+/// Change the total of one SKU.
+#[derive(Debug, Clone)]
+pub struct Adjust {
+    pub id: AdjustmentId,
+    pub sku: Sku,
+    pub delta: i64,
+    pub note: AdjustmentNote,
+    pub actor: KeyName,
+    pub trace: Trace,
+}
+
+/// Give the lane its sale's definition.
+#[derive(Debug, Clone)]
+pub struct Define {
+    pub version: u64,
+    /// The epoch under which to create the lane; `None` where it must exist already.
+    pub create_epoch: Option<u32>,
+    /// Tells whether two definitions of one version are the same.
+    pub digest: String,
+    /// One that passed [`Definition::check`].
+    pub definition: Definition,
+    pub actor: KeyName,
+    pub trace: Trace,
+}
+
+/// What an operator may do to a sale while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PhaseChange {
+    Pause,
+    Resume,
+    Close,
+}
+
+/// Pause, resume or close the sale.
+#[derive(Debug, Clone)]
+pub struct Phase {
+    pub change: PhaseChange,
+    pub actor: KeyName,
+    pub trace: Trace,
+}
+
+#[derive(Debug, Clone)]
+pub enum Command {
+    Reserve(Reserve),
+    Confirm(Confirm),
+    Cancel(Cancel),
+    /// End at most so many overdue holds.
+    Expire {
+        max: usize,
+    },
+    Get {
+        id: OrderId,
+    },
+    Stock,
+    Adjust(Adjust),
+    Define(Box<Define>),
+    Phase(Phase),
+    /// End a closed sale whose retention, in milliseconds, is over.
+    Archive {
+        retention_ms: u64,
+    },
+    Marks,
+}
+
+/// `sku=units,sku=units`: the form in which a record keeps lines.
+pub(super) fn encode_lines(lines: &[Line]) -> String {
+    let parts: Vec<_> =
+        lines.iter().map(|line| format!("{}={}", line.sku, line.quantity.get())).collect();
+    parts.join(",")
+}
+
+fn optional<T: ToString>(value: Option<T>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
+}
+
+fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("plain data is always JSON")
+}
+
+impl Command {
+    /// How many order lines, SKUs or due orders the script handles for it: what bounds a call.
+    pub fn weight(&self) -> usize {
+        match self {
+            Command::Reserve(reserve) => reserve.lines.len(),
+            Command::Define(define) => define.definition.skus.len(),
+            Command::Expire { max } => *max,
+            Command::Confirm(_)
+            | Command::Cancel(_)
+            | Command::Get { .. }
+            | Command::Stock
+            | Command::Adjust(_)
+            | Command::Phase(_)
+            | Command::Archive { .. }
+            | Command::Marks => 1,
+        }
+    }
+
+    /// Appends the command as the readers of `lua/lane/1_read.lua` take it.
+    pub(super) fn encode(&self, call: &mut Cmd) {
+        match self {
+            Command::Reserve(c) => {
+                call.arg("reserve").arg(optional(c.trace.as_ref())).arg(c.id.key().encode());
+                call.arg(c.buyer.as_str()).arg(optional(c.hold_seconds));
+                call.arg(encode_lines(&c.lines));
+            }
+            Command::Confirm(c) => {
+                call.arg("confirm").arg(optional(c.trace.as_ref())).arg(c.id.key().encode());
+                call.arg(c.payment.as_str());
+            }
+            Command::Cancel(c) => {
+                call.arg("cancel").arg(optional(c.trace.as_ref())).arg(c.id.key().encode());
+                call.arg(optional(c.tombstone_for.as_ref()));
+                call.arg(c.reason.as_ref().map(json).unwrap_or_default());
+            }
+            Command::Expire { max } => {
+                call.arg("expire").arg(*max);
+            }
+            Command::Get { id } => {
+                call.arg("get").arg(id.key().encode());
+            }
+            Command::Stock => {
+                call.arg("stock");
+            }
+            Command::Adjust(c) => {
+                call.arg("adjust").arg(optional(c.trace.as_ref())).arg(c.id.key().encode());
+                call.arg(c.sku.as_str()).arg(c.delta).arg(c.actor.as_str()).arg(json(&c.note));
+            }
+            Command::Define(c) => encode_define(c, call),
+            Command::Phase(c) => {
+                let change = match c.change {
+                    PhaseChange::Pause => "pause",
+                    PhaseChange::Resume => "resume",
+                    PhaseChange::Close => "close",
+                };
+                call.arg("phase").arg(optional(c.trace.as_ref()));
+                call.arg(c.actor.as_str()).arg(change);
+            }
+            Command::Archive { retention_ms } => {
+                call.arg("archive").arg(*retention_ms);
+            }
+            Command::Marks => {
+                call.arg("marks");
+            }
+        }
+    }
+}
+
+fn encode_define(c: &Define, call: &mut Cmd) {
+    let definition = &c.definition;
+    call.arg("define").arg(optional(c.trace.as_ref())).arg(c.version);
+    call.arg(optional(c.create_epoch)).arg(&c.digest);
+    call.arg(optional(definition.opens_at.map(|at| at.millis())));
+    call.arg(optional(definition.closes_at.map(|at| at.millis())));
+    call.arg(definition.hold_seconds).arg(optional(definition.per_buyer_limit));
+    call.arg(c.actor.as_str()).arg(json(definition)).arg(definition.skus.len());
+    for sku in &definition.skus {
+        call.arg(sku.sku.as_str()).arg(sku.stock).arg(optional(sku.per_buyer_limit));
+    }
+}

@@ -1,0 +1,103 @@
+//! Connections to Redis. The lanes' calls share one multiplexed connection, which reconnects by
+//! itself; what blocks or is rare takes one from a pool.
+
+use std::time::Duration;
+
+use deadpool_redis::{Manager, Pool, Runtime};
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
+
+use super::scripts::Script;
+use crate::config::{self, millis};
+
+/// Why a call to Redis has no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CallError {
+    /// Redis did not take the call: nothing was done.
+    #[error("Redis is not available: {0}")]
+    Unavailable(String),
+    /// The call may have been done all the same.
+    #[error("Redis did not answer: {0}")]
+    Unknown(String),
+}
+
+impl From<RedisError> for CallError {
+    fn from(error: RedisError) -> Self {
+        match error.kind() {
+            // A server that answers with an error has not run the script, or has raised in it
+            // before its first write.
+            ErrorKind::Server(_)
+            | ErrorKind::Extension
+            | ErrorKind::AuthenticationFailed
+            | ErrorKind::InvalidClientConfig
+            | ErrorKind::Client => CallError::Unavailable(error.to_string()),
+            _ if error.is_connection_refusal() => CallError::Unavailable(error.to_string()),
+            _ => CallError::Unknown(error.to_string()),
+        }
+    }
+}
+
+/// What connecting needs: addresses, credentials and time-outs. Nothing is connected until the
+/// first call.
+#[derive(Clone)]
+pub struct Connections {
+    shared: ConnectionManager,
+    pool: Pool,
+}
+
+impl Connections {
+    /// # Errors
+    /// An address that cannot be one; an unreachable server is none.
+    pub fn new(config: &config::Redis) -> Result<Self, RedisError> {
+        let response = Some(millis(config.response_timeout_ms));
+        let connect = Some(millis(config.connect_timeout_ms));
+        // One attempt, then the caller is told: whoever waits behind it must not wait for retries.
+        let manager = ConnectionManagerConfig::new()
+            .set_number_of_retries(0)
+            .set_response_timeout(response)
+            .set_connection_timeout(connect);
+        let client = Client::open(config.url.as_str())?;
+        let shared = ConnectionManager::new_lazy_with_config(client, manager)?;
+        // A blocking read waits longer than an ordinary answer may; its caller bounds it.
+        let pooled = AsyncConnectionConfig::new()
+            .set_connection_timeout(connect)
+            .set_response_timeout(Some(millis(config.response_timeout_ms) + BLOCK_MAX));
+        let manager = Manager::new_with_config(config.url.as_str(), pooled)?;
+        let pool = Pool::builder(manager)
+            .max_size(config.pool_max)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(connect)
+            .create_timeout(connect)
+            .recycle_timeout(connect)
+            .build()
+            .expect("the runtime that the time-outs need is set");
+        Ok(Self { shared, pool })
+    }
+
+    /// Runs a command on the shared connection.
+    pub async fn call(&self, command: &Cmd) -> Result<Value, CallError> {
+        Ok(self.shared.clone().send_packed_command(command).await?)
+    }
+
+    /// Runs a script call on the shared connection; a server that does not know the script (a
+    /// restart, a fail-over, `SCRIPT FLUSH`) is given it.
+    pub async fn call_script(&self, script: &Script, call: &Cmd) -> Result<Value, CallError> {
+        let mut connection = self.shared.clone();
+        match connection.send_packed_command(call).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                let load = redis::cmd("SCRIPT").arg("LOAD").arg(script.source()).to_owned();
+                connection.send_packed_command(&load).await?;
+                Ok(connection.send_packed_command(call).await?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// A connection of one's own, for what blocks.
+    pub async fn exclusive(&self) -> Result<deadpool_redis::Connection, CallError> {
+        self.pool.get().await.map_err(|e| CallError::Unavailable(e.to_string()))
+    }
+}
+
+/// The longest that a blocking read may ask to wait.
+pub const BLOCK_MAX: Duration = Duration::from_secs(10);

@@ -1,0 +1,67 @@
+//! Metrics of the lanes.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+pub struct Metrics {
+    pub call_seconds: Histogram,
+    pub call_commands: Histogram,
+    pub queue_full: Counter,
+    pub lanes: Gauge,
+    pub memory_used_bytes: Gauge,
+    pub memory_max_bytes: Gauge,
+    pub nearly_full: Gauge,
+    pub clock_skew_ms: Gauge,
+}
+
+impl Metrics {
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            call_seconds: Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
+            call_commands: Histogram::new(exponential_buckets(1.0, 2.0, 9)),
+            queue_full: Counter::default(),
+            lanes: Gauge::default(),
+            memory_used_bytes: Gauge::default(),
+            memory_max_bytes: Gauge::default(),
+            nearly_full: Gauge::default(),
+            clock_skew_ms: Gauge::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("holdfast_lanes");
+        let m = &metrics;
+        registry.register("call_seconds", "Script calls, by duration", m.call_seconds.clone());
+        registry.register(
+            "call_commands",
+            "Commands that a script call carried",
+            m.call_commands.clone(),
+        );
+        registry.register(
+            "queue_full",
+            "Commands refused because their lane's queue was full",
+            m.queue_full.clone(),
+        );
+        registry.register("active", "Lanes that this process has a queue for", m.lanes.clone());
+        registry.register(
+            "redis_memory_used_bytes",
+            "Redis used_memory",
+            m.memory_used_bytes.clone(),
+        );
+        registry.register(
+            "redis_memory_max_bytes",
+            "Redis maxmemory; 0: none",
+            m.memory_max_bytes.clone(),
+        );
+        registry.register(
+            "redis_nearly_full",
+            "1 while new orders are refused for want of Redis memory",
+            m.nearly_full.clone(),
+        );
+        registry.register(
+            "clock_skew_milliseconds",
+            "Redis' clock minus this process' at the last sweep",
+            m.clock_skew_ms.clone(),
+        );
+        metrics
+    }
+}

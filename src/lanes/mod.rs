@@ -1,0 +1,424 @@
+//! The Redis side: each lane's state lives under one hash tag and is changed by one script, which
+//! takes a batch of commands. [`Lanes`] is the handle through which everybody talks to a lane.
+//!
+//! ```text
+//! submit ──▶ queue of the lane ──▶ combiner ──▶ EVALSHA lua/lane ──▶ reply ──▶ typed outcome
+//! ```
+
+mod combiner;
+pub mod command;
+mod connection;
+mod keys;
+mod metrics;
+pub mod outbox;
+pub mod reply;
+mod scripts;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use prometheus_client::registry::Registry;
+use redis::FromRedisValue;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+use self::combiner::{RawReply, Waiting};
+use self::command::{Adjust, Cancel, Command, Confirm, Define, Phase, Reserve};
+use self::connection::Connections;
+pub use self::connection::{BLOCK_MAX, CallError};
+pub use self::keys::LaneKeys;
+use self::metrics::Metrics;
+use self::reply::{
+    Adjusted, Cancelled, Confirmed, Defined, Expired, Marks, Phased, ReplyError, Reserved, Stamped,
+    Stock,
+};
+use self::scripts::Scripts;
+use crate::config;
+use crate::domain::ids::{LaneId, OrderId};
+use crate::domain::order::Order;
+
+/// Why a command has no outcome.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LaneError {
+    /// Redis has no such lane although its sale is defined: it must not be sold from. Nothing done.
+    #[error("the lane is not in Redis")]
+    Missing,
+    /// Too many commands wait for this lane. Nothing was done.
+    #[error("too many commands wait for this lane")]
+    QueueFull,
+    /// Redis did not take the call. Nothing was done.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It may have been done.
+    #[error("{0}")]
+    Unknown(String),
+    /// The reply cannot be read: it may have been done.
+    #[error("{0}")]
+    Protocol(String),
+}
+
+impl From<CallError> for LaneError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Unavailable(why) => LaneError::Unavailable(why),
+            CallError::Unknown(why) => LaneError::Unknown(why),
+        }
+    }
+}
+
+impl From<ReplyError> for LaneError {
+    fn from(error: ReplyError) -> Self {
+        LaneError::Protocol(error.to_string())
+    }
+}
+
+/// Where a lane stands after [`Lanes::advance`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Advance {
+    /// This relay has the lane's lease; `trimmed`: up to where the outbox is gone.
+    Leased { marks: Marks, trimmed: u64 },
+    /// Another relay has it.
+    LeasedElsewhere,
+    /// The lane has this other epoch.
+    Epoch { epoch: u32 },
+    /// Redis has no such lane.
+    Missing,
+}
+
+/// What Redis says of itself, for start-up and readiness.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerInfo {
+    pub version: String,
+    pub aof_enabled: bool,
+    pub maxmemory_bytes: i64,
+    pub used_memory_bytes: i64,
+    pub maxmemory_policy: String,
+}
+
+impl ServerInfo {
+    /// What about this server endangers the data, in a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !self.aof_enabled {
+            warnings.push("Redis has no append-only file: a restart forgets every hold".into());
+        }
+        if self.maxmemory_policy != "noeviction" {
+            warnings.push(format!(
+                "Redis evicts keys (maxmemory-policy {}): it must be noeviction",
+                self.maxmemory_policy
+            ));
+        }
+        if self.maxmemory_bytes == 0 {
+            warnings.push(
+                "Redis has no maxmemory: new orders cannot be stopped before it is full".into(),
+            );
+        }
+        warnings
+    }
+}
+
+/// What all combiners share.
+struct Shared {
+    connections: Connections,
+    scripts: Scripts,
+    options: config::Lanes,
+    metrics: Metrics,
+    /// Redis' memory is beyond its share: new orders are refused.
+    nearly_full: AtomicBool,
+}
+
+/// One lane's queue.
+struct Lane {
+    queue: mpsc::Sender<Waiting>,
+    used: Instant,
+}
+
+/// The handle to all lanes. Clones share queues and connections.
+#[derive(Clone)]
+pub struct Lanes {
+    shared: Arc<Shared>,
+    lanes: Arc<Mutex<HashMap<LaneId, Lane>>>,
+    combiners: TaskTracker,
+}
+
+/// A lane nobody talked to for so long loses its queue and task until it is wanted again.
+const IDLE_AFTER: Duration = Duration::from_secs(60);
+/// How often a wait for the database looks at the lane's marks.
+const MARKS_INTERVAL: Duration = Duration::from_millis(10);
+
+impl Lanes {
+    /// Connects to nothing yet.
+    ///
+    /// # Errors
+    /// A Redis address that cannot be one.
+    pub fn new(
+        redis: &config::Redis,
+        options: &config::Lanes,
+        registry: &mut Registry,
+    ) -> Result<Self, redis::RedisError> {
+        let shared = Shared {
+            connections: Connections::new(redis)?,
+            scripts: Scripts::new(),
+            options: options.clone(),
+            metrics: Metrics::register(registry),
+            nearly_full: AtomicBool::new(false),
+        };
+        Ok(Self { shared: Arc::new(shared), lanes: Arc::default(), combiners: TaskTracker::new() })
+    }
+
+    pub async fn reserve(&self, command: Reserve) -> Result<Stamped<Reserved>, LaneError> {
+        let id = command.id.clone();
+        let raw = self.submit(id.lane(), Command::Reserve(command)).await?;
+        read(raw, |text| reply::reserved(id, text))
+    }
+
+    pub async fn confirm(&self, command: Confirm) -> Result<Stamped<Confirmed>, LaneError> {
+        let id = command.id.clone();
+        let raw = self.submit(id.lane(), Command::Confirm(command)).await?;
+        read(raw, |text| reply::confirmed(id, text))
+    }
+
+    pub async fn cancel(&self, command: Cancel) -> Result<Stamped<Cancelled>, LaneError> {
+        let id = command.id.clone();
+        let raw = self.submit(id.lane(), Command::Cancel(command)).await?;
+        read(raw, |text| reply::cancelled(id, text))
+    }
+
+    /// The order as it stands, or `None` where the lane has none of this id.
+    pub async fn get(&self, id: OrderId) -> Result<Stamped<Option<Order>>, LaneError> {
+        let raw = self.submit(id.lane(), Command::Get { id: id.clone() }).await?;
+        read(raw, |text| reply::got(id, text))
+    }
+
+    pub async fn adjust(&self, command: Adjust) -> Result<Stamped<Adjusted>, LaneError> {
+        let id = command.id.clone();
+        let raw = self.submit(id.lane(), Command::Adjust(command)).await?;
+        read(raw, |text| reply::adjusted(id, text))
+    }
+
+    pub async fn define(
+        &self,
+        lane: &LaneId,
+        command: Define,
+    ) -> Result<Stamped<Defined>, LaneError> {
+        read(self.submit(lane, Command::Define(Box::new(command))).await?, reply::defined)
+    }
+
+    pub async fn phase(&self, lane: &LaneId, command: Phase) -> Result<Stamped<Phased>, LaneError> {
+        read(self.submit(lane, Command::Phase(command)).await?, reply::phased)
+    }
+
+    pub async fn stock(&self, lane: &LaneId) -> Result<Stamped<Stock>, LaneError> {
+        read(self.submit(lane, Command::Stock).await?, reply::stock)
+    }
+
+    /// Ends at most `max` overdue holds, on this process' clock and Redis'.
+    pub async fn expire(&self, lane: &LaneId, max: usize) -> Result<Stamped<Expired>, LaneError> {
+        let expired = read(self.submit(lane, Command::Expire { max }).await?, reply::expired)?;
+        let skew = expired.now.millis() - Utc::now().timestamp_millis();
+        self.shared.metrics.clock_skew_ms.set(skew);
+        Ok(expired)
+    }
+
+    /// Archives a closed sale whose retention is over; says whether it is archived now.
+    pub async fn archive(
+        &self,
+        lane: &LaneId,
+        retention_ms: u64,
+    ) -> Result<Stamped<bool>, LaneError> {
+        read(self.submit(lane, Command::Archive { retention_ms }).await?, reply::archived)
+    }
+
+    pub async fn marks(&self, lane: &LaneId) -> Result<Marks, LaneError> {
+        Ok(read(self.submit(lane, Command::Marks).await?, reply::marks)?.marks)
+    }
+
+    /// Waits until the database has event `seq` of the lane; false if it has not by `timeout`.
+    pub async fn wait_recorded(
+        &self,
+        lane: &LaneId,
+        seq: u64,
+        timeout: Duration,
+    ) -> Result<bool, LaneError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if self.marks(lane).await?.recorded >= seq {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            tokio::time::sleep(MARKS_INTERVAL).await;
+        }
+    }
+
+    /// Puts a command into its lane's queue and waits for the answer.
+    async fn submit(&self, lane: &LaneId, command: Command) -> Result<RawReply, LaneError> {
+        let (answer, answered) = oneshot::channel();
+        self.enqueue(lane, Waiting { command, answer })?;
+        answered
+            .await
+            .unwrap_or_else(|_| Err(LaneError::Unknown("the lane's queue is gone".into())))
+    }
+
+    fn enqueue(&self, lane: &LaneId, waiting: Waiting) -> Result<(), LaneError> {
+        let mut lanes = self.lanes.lock().expect("no panic while the lanes are locked");
+        if let Some(known) = lanes.get_mut(lane) {
+            known.used = Instant::now();
+            return match known.queue.try_send(waiting) {
+                Ok(()) => Ok(()),
+                Err(TrySendError::Full(_)) => {
+                    self.shared.metrics.queue_full.inc();
+                    Err(LaneError::QueueFull)
+                }
+                Err(TrySendError::Closed(_)) => {
+                    Err(LaneError::Unknown("the lane's combiner ended".into()))
+                }
+            };
+        }
+        let (queue, waitings) = mpsc::channel(self.shared.options.queue_max);
+        queue.try_send(waiting).map_err(|_| LaneError::QueueFull)?;
+        self.combiners.spawn(combiner::run(self.shared.clone(), LaneKeys::new(lane), waitings));
+        lanes.insert(lane.clone(), Lane { queue, used: Instant::now() });
+        self.shared.metrics.lanes.set(lanes.len() as i64);
+        Ok(())
+    }
+
+    /// Forgets lanes that nobody has talked to for a minute; their combiners end.
+    pub fn prune(&self) {
+        let mut lanes = self.lanes.lock().expect("no panic while the lanes are locked");
+        lanes.retain(|_, lane| lane.used.elapsed() < IDLE_AFTER);
+        self.shared.metrics.lanes.set(lanes.len() as i64);
+    }
+
+    /// Sends what is queued and ends the combiners. Commands that come later start them anew.
+    pub async fn drain(&self) {
+        self.lanes.lock().expect("no panic while the lanes are locked").clear();
+        self.combiners.close();
+        self.combiners.wait().await;
+    }
+
+    /// Asks Redis about itself and from that decides whether it takes new orders.
+    pub async fn check_server(&self) -> Result<ServerInfo, CallError> {
+        let info = redis::cmd("INFO").to_owned();
+        let text = String::from_redis_value(self.shared.connections.call(&info).await?)
+            .map_err(|e| CallError::Unavailable(e.to_string()))?;
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap_or_default().to_owned()
+        };
+        let server = ServerInfo {
+            version: field("redis_version"),
+            aof_enabled: field("aof_enabled") == "1",
+            maxmemory_bytes: field("maxmemory").parse().unwrap_or(0),
+            used_memory_bytes: field("used_memory").parse().unwrap_or(0),
+            maxmemory_policy: field("maxmemory_policy"),
+        };
+        self.judge_memory(&server);
+        Ok(server)
+    }
+
+    fn judge_memory(&self, server: &ServerInfo) {
+        let bound = server.maxmemory_bytes as f64 * self.shared.options.memory_share_max;
+        let full = server.maxmemory_bytes > 0 && server.used_memory_bytes as f64 >= bound;
+        if self.shared.nearly_full.swap(full, Ordering::Relaxed) != full {
+            let (used, max) = (server.used_memory_bytes, server.maxmemory_bytes);
+            tracing::warn!(full, used, max, "Redis' memory crossed its bound for new orders");
+        }
+        let metrics = &self.shared.metrics;
+        metrics.nearly_full.set(i64::from(full));
+        metrics.memory_used_bytes.set(server.used_memory_bytes);
+        metrics.memory_max_bytes.set(server.maxmemory_bytes);
+    }
+
+    /// Tells the lane what Kafka and the database have and trims its outbox; takes or renews the
+    /// relay's lease. Beyond half of the outbox's bound it is trimmed up to `logged`.
+    pub async fn advance(
+        &self,
+        lane: &LaneId,
+        reached: Marks,
+        relay: &str,
+        lease: Duration,
+    ) -> Result<Advance, LaneError> {
+        let keys = LaneKeys::new(lane);
+        let script = &self.shared.scripts.advance;
+        let mut call = script.call(&[keys.lane().to_owned(), keys.outbox().to_owned()]);
+        call.arg(reached.epoch).arg(reached.logged).arg(reached.recorded);
+        call.arg(self.shared.options.outbox_events_max / 2)
+            .arg(relay)
+            .arg(lease.as_millis() as u64);
+        let value = self.shared.connections.call_script(script, &call).await?;
+        let [outcome, epoch, seq, logged, recorded, trimmed]: [String; 6] =
+            FromRedisValue::from_redis_value(value)
+                .map_err(|e| LaneError::Protocol(e.to_string()))?;
+        let number = |text: &str| {
+            text.parse::<u64>().map_err(|_| LaneError::Protocol(format!("not a number: {text}")))
+        };
+        let epoch = number(&epoch)? as u32;
+        Ok(match outcome.as_str() {
+            "missing" => Advance::Missing,
+            "epoch" => Advance::Epoch { epoch },
+            "leased" => Advance::LeasedElsewhere,
+            "ok" => Advance::Leased {
+                marks: Marks {
+                    epoch,
+                    seq: number(&seq)?,
+                    logged: number(&logged)?,
+                    recorded: number(&recorded)?,
+                },
+                trimmed: number(&trimmed)?,
+            },
+            other => return Err(LaneError::Protocol(other.to_owned())),
+        })
+    }
+
+    /// Takes an archived lane out of Redis; true once it is gone.
+    pub async fn forget(&self, lane: &LaneId) -> Result<bool, LaneError> {
+        let script = &self.shared.scripts.forget;
+        let call = script.call(LaneKeys::new(lane).all());
+        let value = self.shared.connections.call_script(script, &call).await?;
+        let outcome: String = FromRedisValue::from_redis_value(value)
+            .map_err(|e| LaneError::Protocol(e.to_string()))?;
+        Ok(outcome != "not-yet")
+    }
+
+    /// Reads the outboxes of some lanes, each from behind the given `epoch-seq`; waits up to `block`
+    /// where none has news. Lanes without news are not in the answer.
+    pub async fn read_outboxes(
+        &self,
+        from: &[(LaneId, u32, u64)],
+        count: usize,
+        block: Duration,
+    ) -> Result<Vec<(LaneId, Vec<outbox::Entry>)>, LaneError> {
+        let mut read = redis::cmd("XREAD");
+        read.arg("COUNT").arg(count).arg("BLOCK").arg(block.min(BLOCK_MAX).as_millis() as u64);
+        read.arg("STREAMS");
+        let names: Vec<_> =
+            from.iter().map(|(lane, ..)| LaneKeys::new(lane).outbox().to_owned()).collect();
+        read.arg(&names);
+        for (_, epoch, seq) in from {
+            read.arg(format!("{epoch}-{seq}"));
+        }
+        let mut connection = self.shared.connections.exclusive().await?;
+        let found: Option<Vec<(String, Vec<outbox::Entry>)>> =
+            read.query_async(&mut connection).await.map_err(CallError::from)?;
+        let lane_of = |name: String| {
+            let index = names.iter().position(|known| *known == name)?;
+            Some(from[index].0.clone())
+        };
+        let by_lane = found.unwrap_or_default().into_iter();
+        Ok(by_lane.filter_map(|(name, entries)| Some((lane_of(name)?, entries))).collect())
+    }
+}
+
+/// Reads an outcome with `parse` and keeps the lane's time and marks beside it.
+fn read<T>(
+    raw: RawReply,
+    parse: impl FnOnce(&str) -> Result<T, ReplyError>,
+) -> Result<Stamped<T>, LaneError> {
+    Ok(Stamped { now: raw.now, marks: raw.marks, outcome: parse(&raw.text)? })
+}

@@ -1,0 +1,417 @@
+//! What a lane answers, read from the script's replies. An outcome that the caller must handle is
+//! an enum; a reply that does not fit the protocol is [`ReplyError`], never a panic.
+
+use std::str::FromStr;
+
+use crate::domain::ids::{AdjustmentId, OrderId};
+use crate::domain::names::Sku;
+use crate::domain::order::{Line, Order, Quantity, Status};
+use crate::domain::sale::Phase;
+use crate::domain::stock::{Adjustment, AdjustmentNote, Counters};
+use crate::domain::time::Timestamp;
+
+/// How far a lane has got: what happened, what Kafka has, what the database has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Marks {
+    pub epoch: u32,
+    pub seq: u64,
+    pub logged: u64,
+    pub recorded: u64,
+}
+
+/// An outcome, the lane's time and marks when it came about.
+#[derive(Debug, Clone)]
+pub struct Stamped<T> {
+    pub now: Timestamp,
+    pub marks: Marks,
+    pub outcome: T,
+}
+
+/// The reply does not fit the script's protocol: script and service are of different versions.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the lane's reply cannot be read: {0}")]
+pub struct ReplyError(String);
+
+pub(super) fn bad(what: &str) -> ReplyError {
+    ReplyError(what.chars().take(200).collect())
+}
+
+/// Why an order was not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    Archived,
+    Closed,
+    NotOpen {
+        opens_at: Timestamp,
+    },
+    Paused,
+    UnknownSku {
+        sku: Sku,
+    },
+    HoldTooLong {
+        hold_seconds_max: u32,
+    },
+    /// `sku` where the limit is the SKU's, else it is the sale's.
+    PurchaseLimit {
+        limit: u64,
+        already: u64,
+        sku: Option<Sku>,
+    },
+    SoldOut {
+        lines: Vec<Shortage>,
+    },
+    /// The lane's outbox or Redis' memory is full to its bound.
+    Overloaded,
+}
+
+/// A line that asked for more than is available.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortage {
+    pub sku: Sku,
+    pub requested: u64,
+    pub available: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reserved {
+    Held(Order),
+    /// The same key with the same meaning: the order as it stands now.
+    Replayed(Order),
+    /// The same key with another meaning.
+    KeyReused,
+    Refused(Refusal),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Confirmed {
+    Confirmed(Order),
+    /// This payment had bought it before.
+    Same(Order),
+    /// Another payment had.
+    AlreadyPaid(Order),
+    Cancelled(Order),
+    TooLate(Order),
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cancelled {
+    Cancelled(Order),
+    /// It was cancelled before.
+    Same(Order),
+    /// It is sold, and stays so.
+    Confirmed(Order),
+    Unknown,
+    Archived,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Adjusted {
+    Adjusted(Adjustment),
+    Replayed(Adjustment),
+    KeyReused,
+    UnknownSku,
+    StockInUse(Counters),
+    OutOfRange(Counters),
+    Archived,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Defined {
+    Defined,
+    /// The lane has exactly this definition.
+    Same,
+    /// The lane has a newer one, or another one of this version.
+    Stale {
+        version: u64,
+    },
+    InUse {
+        why: String,
+    },
+    Archived,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phased {
+    Done,
+    Closed,
+    Archived,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expired {
+    pub count: u64,
+    /// More is due than one call ends.
+    pub more: bool,
+    pub next_deadline: Option<Timestamp>,
+}
+
+/// A sale's counters as its lane has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stock {
+    pub version: u64,
+    pub phase: Phase,
+    /// In no particular order.
+    pub skus: Vec<SkuStock>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SkuStock {
+    pub sku: Sku,
+    pub counters: Counters,
+    pub per_buyer_limit: Option<u64>,
+}
+
+fn number<T: FromStr>(text: &str) -> Result<T, ReplyError> {
+    text.parse().map_err(|_| bad(text))
+}
+
+fn optional<T: FromStr>(text: &str) -> Result<Option<T>, ReplyError> {
+    if text.is_empty() { Ok(None) } else { number(text).map(Some) }
+}
+
+fn time(text: &str) -> Result<Timestamp, ReplyError> {
+    number(text).map(Timestamp::from_millis)
+}
+
+fn optional_time(text: &str) -> Result<Option<Timestamp>, ReplyError> {
+    Ok(optional(text)?.map(Timestamp::from_millis))
+}
+
+/// Splits a text into exactly `N` fields at single spaces; the last takes the rest.
+pub(super) fn fields<const N: usize>(text: &str) -> Result<[&str; N], ReplyError> {
+    let mut parts = text.splitn(N, ' ');
+    let mut out = [""; N];
+    for slot in &mut out {
+        *slot = parts.next().ok_or_else(|| bad(text))?;
+    }
+    Ok(out)
+}
+
+/// The outcome's name and what belongs to it.
+fn outcome(text: &str) -> (&str, &str) {
+    text.split_once(' ').unwrap_or((text, ""))
+}
+
+/// A status as records write it.
+pub(super) fn status(letter: &str) -> Result<Status, ReplyError> {
+    match letter {
+        "h" => Ok(Status::Held),
+        "c" => Ok(Status::Confirmed),
+        "x" => Ok(Status::Cancelled),
+        "e" => Ok(Status::Expired),
+        other => Err(bad(other)),
+    }
+}
+
+fn lines(text: &str) -> Result<Vec<Line>, ReplyError> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    text.split(',')
+        .map(|part| {
+            let (sku, units) = part.split_once('=').ok_or_else(|| bad(text))?;
+            let quantity = Quantity::try_from(number::<u32>(units)?).map_err(|_| bad(text))?;
+            Ok(Line { sku: number(sku)?, quantity })
+        })
+        .collect()
+}
+
+/// Reads `status seq created expires confirmed hold payment buyer lines`.
+pub(super) fn order(id: OrderId, record: &str) -> Result<Order, ReplyError> {
+    let [letter, seq, created, expires, confirmed, _hold, payment, buyer, lines_text] =
+        fields::<9>(record)?;
+    Ok(Order {
+        id,
+        buyer_id: number(buyer)?,
+        status: status(letter)?,
+        lines: lines(lines_text)?,
+        payment_id: optional(payment)?,
+        created_at: time(created)?,
+        expires_at: time(expires)?,
+        confirmed_at: optional_time(confirmed)?,
+        seq: number(seq)?,
+    })
+}
+
+fn counters(texts: [&str; 4]) -> Result<Counters, ReplyError> {
+    let [available, held, sold, version] = texts;
+    Ok(Counters {
+        available: number(available)?,
+        held: number(held)?,
+        sold: number(sold)?,
+        version: number(version)?,
+    })
+}
+
+/// Reads `seq at sku delta available held sold version actor note`.
+pub(super) fn adjustment(id: AdjustmentId, record: &str) -> Result<Adjustment, ReplyError> {
+    let [seq, at, sku, delta, available, held, sold, version, actor, note] = fields::<10>(record)?;
+    let before = counters([available, held, sold, version])?;
+    let note: AdjustmentNote = serde_json::from_str(note).map_err(|_| bad(note))?;
+    Ok(Adjustment {
+        id,
+        sku: number(sku)?,
+        delta: number(delta)?,
+        before: before.into(),
+        note,
+        actor: number(actor)?,
+        created_at: time(at)?,
+        seq: number(seq)?,
+    })
+}
+
+pub fn reserved(id: OrderId, reply: &str) -> Result<Reserved, ReplyError> {
+    let (name, rest) = outcome(reply);
+    let refusal = match name {
+        "held" => return order(id, rest).map(Reserved::Held),
+        "replayed" => return order(id, rest).map(Reserved::Replayed),
+        "reused" => return Ok(Reserved::KeyReused),
+        "overloaded" => Refusal::Overloaded,
+        "archived" => Refusal::Archived,
+        "closed" => Refusal::Closed,
+        "not-open" => Refusal::NotOpen { opens_at: time(rest)? },
+        "paused" => Refusal::Paused,
+        "unknown-sku" => Refusal::UnknownSku { sku: number(rest)? },
+        "hold-too-long" => Refusal::HoldTooLong { hold_seconds_max: number(rest)? },
+        "purchase-limit" => {
+            let [limit, already, sku] = fields::<3>(rest)?;
+            Refusal::PurchaseLimit {
+                limit: number(limit)?,
+                already: number(already)?,
+                sku: optional(sku)?,
+            }
+        }
+        "sold-out" => Refusal::SoldOut { lines: shortages(rest)? },
+        _ => return Err(bad(reply)),
+    };
+    Ok(Reserved::Refused(refusal))
+}
+
+fn shortages(text: &str) -> Result<Vec<Shortage>, ReplyError> {
+    text.split(',')
+        .map(|part| {
+            let mut parts = part.split('=');
+            let mut next = || parts.next().ok_or_else(|| bad(text));
+            let (sku, requested, available) = (next()?, next()?, next()?);
+            Ok(Shortage {
+                sku: number(sku)?,
+                requested: number(requested)?,
+                available: number(available)?,
+            })
+        })
+        .collect()
+}
+
+pub fn confirmed(id: OrderId, reply: &str) -> Result<Confirmed, ReplyError> {
+    let (name, rest) = outcome(reply);
+    Ok(match name {
+        "unknown" => Confirmed::Unknown,
+        "confirmed" => Confirmed::Confirmed(order(id, rest)?),
+        "same" => Confirmed::Same(order(id, rest)?),
+        "already-paid" => Confirmed::AlreadyPaid(order(id, rest)?),
+        "cancelled" => Confirmed::Cancelled(order(id, rest)?),
+        "too-late" => Confirmed::TooLate(order(id, rest)?),
+        _ => return Err(bad(reply)),
+    })
+}
+
+pub fn cancelled(id: OrderId, reply: &str) -> Result<Cancelled, ReplyError> {
+    let (name, rest) = outcome(reply);
+    Ok(match name {
+        "unknown" => Cancelled::Unknown,
+        "archived" => Cancelled::Archived,
+        "cancelled" => Cancelled::Cancelled(order(id, rest)?),
+        "same" => Cancelled::Same(order(id, rest)?),
+        "confirmed" => Cancelled::Confirmed(order(id, rest)?),
+        _ => return Err(bad(reply)),
+    })
+}
+
+/// The order, or `None` where the lane has none of this id.
+pub fn got(id: OrderId, reply: &str) -> Result<Option<Order>, ReplyError> {
+    match outcome(reply) {
+        ("unknown", _) => Ok(None),
+        ("order", rest) => order(id, rest).map(Some),
+        _ => Err(bad(reply)),
+    }
+}
+
+pub fn adjusted(id: AdjustmentId, reply: &str) -> Result<Adjusted, ReplyError> {
+    let (name, rest) = outcome(reply);
+    Ok(match name {
+        "adjusted" => Adjusted::Adjusted(adjustment(id, rest)?),
+        "replayed" => Adjusted::Replayed(adjustment(id, rest)?),
+        "reused" => Adjusted::KeyReused,
+        "unknown-sku" => Adjusted::UnknownSku,
+        "stock-in-use" => Adjusted::StockInUse(counters(fields::<4>(rest)?)?),
+        "out-of-range" => Adjusted::OutOfRange(counters(fields::<4>(rest)?)?),
+        "archived" => Adjusted::Archived,
+        _ => return Err(bad(reply)),
+    })
+}
+
+pub fn defined(reply: &str) -> Result<Defined, ReplyError> {
+    let (name, rest) = outcome(reply);
+    Ok(match name {
+        "defined" => Defined::Defined,
+        "same" => Defined::Same,
+        "stale" => Defined::Stale { version: number(rest)? },
+        "in-use" => Defined::InUse { why: rest.to_owned() },
+        "archived" => Defined::Archived,
+        _ => return Err(bad(reply)),
+    })
+}
+
+pub fn phased(reply: &str) -> Result<Phased, ReplyError> {
+    match reply {
+        "done" => Ok(Phased::Done),
+        "closed" => Ok(Phased::Closed),
+        "archived" => Ok(Phased::Archived),
+        _ => Err(bad(reply)),
+    }
+}
+
+/// Whether the lane is archived now.
+pub fn archived(reply: &str) -> Result<bool, ReplyError> {
+    match reply {
+        "archived" => Ok(true),
+        "not-yet" => Ok(false),
+        _ => Err(bad(reply)),
+    }
+}
+
+pub fn expired(reply: &str) -> Result<Expired, ReplyError> {
+    let ("expired", rest) = outcome(reply) else { return Err(bad(reply)) };
+    let [count, more, next] = fields::<3>(rest)?;
+    Ok(Expired { count: number(count)?, more: more == "1", next_deadline: optional_time(next)? })
+}
+
+pub fn stock(reply: &str) -> Result<Stock, ReplyError> {
+    let ("stock", rest) = outcome(reply) else { return Err(bad(reply)) };
+    let [version, opens, closes, paused, closed, archived, list] = fields::<7>(rest)?;
+    let phase = Phase {
+        opens_at: optional_time(opens)?,
+        closes_at: optional_time(closes)?,
+        paused: paused == "1",
+        closed: closed == "1",
+        archived: archived == "1",
+    };
+    let skus =
+        list.split(',').filter(|part| !part.is_empty()).map(sku_stock).collect::<Result<_, _>>()?;
+    Ok(Stock { version: number(version)?, phase, skus })
+}
+
+fn sku_stock(text: &str) -> Result<SkuStock, ReplyError> {
+    let parts: Vec<_> = text.split('=').collect();
+    let [sku, available, held, sold, version, limit] = parts[..] else { return Err(bad(text)) };
+    Ok(SkuStock {
+        sku: number(sku)?,
+        counters: counters([available, held, sold, version])?,
+        per_buyer_limit: optional(limit)?,
+    })
+}
+
+pub fn marks(reply: &str) -> Result<(), ReplyError> {
+    if reply == "marks" { Ok(()) } else { Err(bad(reply)) }
+}
