@@ -495,8 +495,10 @@ mod tests {
         assert_eq!(error.detail, "its counters are impossible");
     }
 
+    type RawHeaders = Vec<(&'static str, &'static [u8])>;
+
     /// The records that the documentation shows, as headers and body.
-    fn documented() -> Vec<(Vec<(&'static str, &'static [u8])>, &'static [u8])> {
+    fn documented() -> Vec<(RawHeaders, &'static [u8])> {
         include_str!("../../docs/events.md")
             .split("```http\n")
             .skip(1)
