@@ -7,4 +7,7 @@ pub mod domain;
 pub mod http;
 pub mod lanes;
 pub mod ledger;
+pub mod relay;
+pub mod sweeper;
 pub mod telemetry;
+pub mod writer;

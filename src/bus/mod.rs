@@ -1,5 +1,6 @@
 //! The Kafka side: the topic, what its records look like, and how they are written and read.
 
+pub mod consumer;
 pub mod producer;
 pub mod record;
 pub mod topic;

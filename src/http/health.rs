@@ -50,13 +50,13 @@ pub async fn readyz(State(api): State<Api>) -> Response {
 }
 
 fn status_of(readiness: Readiness) -> StatusCode {
-    if readiness.serves() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+    if readiness.takes_orders() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 /// Readiness with every part and role, for the inner listener.
 pub async fn readyz_detail(State(health): State<Health>) -> Response {
-    let detail = health.detail();
-    json(status_of(detail.status), &detail)
+    let report = health.report();
+    json(status_of(report.status), &report)
 }
 
 /// All metrics, as OpenMetrics.

@@ -209,22 +209,17 @@ impl Catalog {
         if let Some(found) = get(&self.0.snapshot.load()) {
             return Ok(Some(found));
         }
-        // Only a read that began after this moment can say that it is not there.
-        let asked_at = Instant::now();
+        let asked = Instant::now();
         let mut attempt = self.0.attempt.lock().await;
-        if let Some(found) = get(&self.0.snapshot.load()) {
-            return Ok(Some(found));
+        // Only a read that began after this call was made can say that there is no such thing:
+        // another instance may have made it a moment before.
+        if let Some(began) = attempt.began.filter(|began| *began < asked) {
+            tokio::time::sleep_until((began + MISS_REFRESH_MIN).into()).await;
         }
-        match (attempt.began, &attempt.failure) {
-            (Some(began), Some(failure)) if began >= asked_at => {
-                return Err(LedgerError::Unavailable(failure.clone()));
-            }
-            (Some(began), None) if began >= asked_at => return Ok(None),
-            (began, _) => {
-                let rest = began.map(|at| MISS_REFRESH_MIN.saturating_sub(at.elapsed()));
-                tokio::time::sleep(rest.unwrap_or_default()).await;
-                self.read(&mut attempt).await?;
-            }
+        if attempt.began.is_none_or(|began| began < asked) {
+            self.read(&mut attempt).await?;
+        } else if let Some(failure) = &attempt.failure {
+            return Err(LedgerError::Unavailable(failure.clone()));
         }
         Ok(get(&self.0.snapshot.load()))
     }

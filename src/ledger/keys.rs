@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
 
-use super::row::{corrupt, number, parse};
+use super::row::{bytes32, number, parse};
 use super::{Ledger, LedgerError};
 use crate::domain::ids::IdSecret;
 use crate::domain::names::KeyName;
@@ -72,11 +72,6 @@ impl TryFrom<KeyRow> for ApiKey {
             id: row.id,
         })
     }
-}
-
-fn bytes32(what: &'static str, bytes: Vec<u8>) -> Result<[u8; 32], LedgerError> {
-    let length = bytes.len();
-    bytes.try_into().map_err(|_| corrupt(what, format_args!("{length} bytes")))
 }
 
 impl Ledger {

@@ -1,12 +1,14 @@
 //! Records that wait for a missing earlier event of their lane.
 
+use std::collections::HashSet;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
-use super::row::{bigint, corrupt, lane_id, number};
+use super::row::{bigint, bytes32, corrupt, lane_id, number};
 use super::{Ledger, LedgerError};
 use crate::domain::ids::LaneId;
 
@@ -45,7 +47,7 @@ pub struct Parked {
 }
 
 /// Which parked record.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ParkedKey {
     pub lane: LaneId,
     pub seq: u64,
@@ -106,15 +108,23 @@ impl Ledger {
     /// Parked records whose turn has come, of any lane, in order: those that follow their lane's
     /// mark without a gap, and those that it has passed (they turn out repeats or forks).
     pub async fn ready_parked(&self, limit: u32) -> Result<Vec<Parked>, LedgerError> {
-        // Numbered by seq, not by row: a fork has two rows of one seq and neither may end the run.
+        // Lanes first, so that what still waits for its gap costs nothing. Numbered by seq, not by
+        // row: a fork has two rows of one seq and neither may end the run.
         let rows = sqlx::query!(
-            r#"SELECT sale_id, lane, seq, topic, partition, record_offset,
-                 headers AS "headers: Json<Vec<StoredHeader>>", payload
+            r#"SELECT sale_id AS "sale_id!", lane AS "lane!", seq AS "seq!", topic AS "topic!",
+                 partition AS "partition!", record_offset AS "record_offset!",
+                 headers AS "headers!: Json<Vec<StoredHeader>>", payload AS "payload!"
              FROM (
                SELECT p.*, l.recorded, dense_rank() OVER (
                  PARTITION BY p.sale_id, p.lane, p.seq > l.recorded ORDER BY p.seq
                ) AS place
-               FROM parked p JOIN lanes l ON p.sale_id = l.sale_id AND p.lane = l.lane
+               FROM (
+                 SELECT sale_id, lane, recorded FROM lanes WHERE EXISTS (
+                   SELECT FROM parked n WHERE n.sale_id = lanes.sale_id AND n.lane = lanes.lane
+                     AND n.seq <= lanes.recorded + 1
+                 )
+               ) AS l JOIN parked p ON p.sale_id = l.sale_id AND p.lane = l.lane
+                 AND p.seq <= l.recorded + $1
              ) AS waiting
              WHERE seq <= recorded OR seq = recorded + place
              ORDER BY sale_id, lane, seq, parked_at, record_offset LIMIT $1"#,
@@ -138,6 +148,49 @@ impl Ledger {
             })
             .collect()
     }
+}
+
+impl Ledger {
+    /// Which of these are parked already.
+    pub async fn parked_among(
+        &self,
+        keys: &[ParkedKey],
+    ) -> Result<HashSet<ParkedKey>, LedgerError> {
+        let (sales, lanes, seqs, digests) = key_columns(keys);
+        let rows = sqlx::query!(
+            "SELECT p.sale_id, p.lane, p.seq, p.digest
+             FROM UNNEST($1::text[], $2::smallint[], $3::bigint[], $4::bytea[])
+               AS asked (sale_id, lane, seq, digest)
+             JOIN parked p ON p.sale_id = asked.sale_id AND p.lane = asked.lane
+               AND p.seq = asked.seq AND p.digest = asked.digest",
+            &sales as _,
+            &lanes,
+            &seqs,
+            &digests as _
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(ParkedKey {
+                    lane: lane_id(&row.sale_id, row.lane)?,
+                    seq: number("seq", row.seq)?,
+                    digest: bytes32("parked digest", row.digest)?,
+                })
+            })
+            .collect()
+    }
+}
+
+type KeyColumns<'a> = (Vec<&'a str>, Vec<i16>, Vec<i64>, Vec<&'a [u8]>);
+
+fn key_columns(keys: &[ParkedKey]) -> KeyColumns<'_> {
+    (
+        keys.iter().map(|key| key.lane.sale.as_str()).collect(),
+        keys.iter().map(|key| key.lane.lane.into()).collect(),
+        keys.iter().map(|key| bigint(key.seq)).collect(),
+        keys.iter().map(|key| &key.digest[..]).collect(),
+    )
 }
 
 /// Parks records; one that is parked already stays as it is.
@@ -174,10 +227,7 @@ pub(super) async fn unpark(
     connection: &mut PgConnection,
     keys: &[ParkedKey],
 ) -> Result<(), LedgerError> {
-    let sales: Vec<&str> = keys.iter().map(|key| key.lane.sale.as_str()).collect();
-    let lanes: Vec<i16> = keys.iter().map(|key| key.lane.lane.into()).collect();
-    let seqs: Vec<i64> = keys.iter().map(|key| bigint(key.seq)).collect();
-    let digests: Vec<&[u8]> = keys.iter().map(|key| &key.digest[..]).collect();
+    let (sales, lanes, seqs, digests) = key_columns(keys);
     sqlx::query!(
         "DELETE FROM parked p
          USING UNNEST($1::text[], $2::smallint[], $3::bigint[], $4::bytea[])

@@ -35,6 +35,11 @@ pub(super) fn lane_id(sale: &str, lane: i16) -> Result<LaneId, LedgerError> {
     Ok(LaneId { sale: parse("sale id", sale)?, lane: number("lane", lane)? })
 }
 
+pub(super) fn bytes32(what: &'static str, bytes: Vec<u8>) -> Result<[u8; 32], LedgerError> {
+    let length = bytes.len();
+    bytes.try_into().map_err(|_| corrupt(what, format_args!("{length} bytes")))
+}
+
 /// For the database; a time beyond what it can store is the last one that it can.
 pub(super) fn datetime(at: Timestamp) -> DateTime<Utc> {
     at.to_datetime().unwrap_or(END_OF_TIME)

@@ -8,6 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::row::{END_OF_TIME, bigint, corrupt, datetime, number, parse};
 use super::{Ledger, LedgerError, Page};
+use crate::domain::ids::LaneId;
 use crate::domain::names::{KeyName, SaleId};
 use crate::domain::sale::{Definition, Phase, State};
 use crate::domain::time::Timestamp;
@@ -27,6 +28,13 @@ pub struct Sale {
     /// As the writer recorded it: it follows the lane by the writer's lag.
     pub phase: Phase,
     pub created_at: Timestamp,
+}
+
+impl Sale {
+    /// The names of its lanes, in the order of `lanes`.
+    pub fn lane_ids(&self) -> impl Iterator<Item = LaneId> + '_ {
+        self.lanes.iter().map(|lane| LaneId { sale: self.id.clone(), lane: lane.lane })
+    }
 }
 
 /// One lane of a sale.

@@ -1,14 +1,14 @@
-//! How the process and the parts it needs are doing. Whoever talks to a part, and each role, say
-//! so here; `readyz` shows it.
+//! How the process and the servers it needs are doing: written by `app`, read by the readiness
+//! endpoints.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-/// A server that the process needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+/// A server that the service needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
     Redis,
@@ -20,133 +20,92 @@ pub enum Part {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Condition {
-    /// Not heard of yet.
     Starting,
     Up,
     Down,
-    /// A role that has ended in order.
-    Stopped,
 }
 
-/// Whether requests should come here.
+/// What the process as a whole is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Readiness {
     Starting,
-    Draining,
-    /// Without Redis nothing can be answered.
-    Unavailable,
-    /// Selling goes on, but what is sold is not recorded for now.
-    Degraded,
     Ready,
+    /// Sells, but Kafka or the database is away.
+    Degraded,
+    /// Redis is away.
+    Unavailable,
+    Draining,
 }
 
 impl Readiness {
-    /// Whether requests should come here.
-    pub fn serves(self) -> bool {
+    /// Whether orders should be sent here.
+    pub const fn takes_orders(self) -> bool {
         matches!(self, Readiness::Ready | Readiness::Degraded)
     }
 }
 
-/// A condition, since when, and what there is to say about it.
+/// One part's or role's condition, since when, and why.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub struct Entry {
     pub status: Condition,
-    /// RFC 3339.
-    pub since: String,
+    #[serde(serialize_with = "rfc3339")]
+    pub since: DateTime<Utc>,
     pub detail: String,
 }
 
-/// All that is known, for those inside.
+fn rfc3339<S: Serializer>(at: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&at.to_rfc3339_opts(SecondsFormat::Millis, true))
+}
+
+/// Everything at once, as the inner listener shows it.
 #[derive(Debug, Clone, Serialize)]
-pub struct Detail {
+pub struct Report {
     pub status: Readiness,
-    pub parts: BTreeMap<Part, Report>,
-    pub roles: BTreeMap<&'static str, Report>,
-}
-
-#[derive(Debug, Clone)]
-struct Heard {
-    condition: Condition,
-    since: DateTime<Utc>,
-    detail: String,
-}
-
-impl Heard {
-    fn new(condition: Condition, detail: String) -> Self {
-        Self { condition, since: Utc::now(), detail }
-    }
-
-    /// `since` moves only when the condition does.
-    fn hear(&mut self, condition: Condition, detail: String) {
-        if self.condition != condition {
-            self.since = Utc::now();
-        }
-        self.condition = condition;
-        self.detail = detail;
-    }
-
-    fn report(&self) -> Report {
-        Report {
-            status: self.condition,
-            since: self.since.to_rfc3339_opts(SecondsFormat::Millis, true),
-            detail: self.detail.clone(),
-        }
-    }
+    pub parts: BTreeMap<Part, Entry>,
+    pub roles: BTreeMap<&'static str, Entry>,
 }
 
 #[derive(Debug)]
 struct State {
-    started: bool,
+    parts: BTreeMap<Part, Entry>,
+    roles: BTreeMap<&'static str, Entry>,
     draining: bool,
-    parts: BTreeMap<Part, Heard>,
-    roles: BTreeMap<&'static str, Heard>,
 }
 
-/// The handle: clones share what is known.
+/// The shared record; clones share it.
 #[derive(Debug, Clone)]
 pub struct Health(Arc<Mutex<State>>);
 
-impl Default for Health {
-    fn default() -> Self {
+impl Health {
+    /// Every part and role is starting.
+    pub fn new(roles: impl IntoIterator<Item = &'static str>) -> Self {
+        let entry =
+            || Entry { status: Condition::Starting, since: Utc::now(), detail: String::new() };
         let parts = [Part::Redis, Part::Kafka, Part::Database];
-        let unheard = |part| (part, Heard::new(Condition::Starting, String::new()));
         Self(Arc::new(Mutex::new(State {
-            started: false,
+            parts: parts.into_iter().map(|part| (part, entry())).collect(),
+            roles: roles.into_iter().map(|role| (role, entry())).collect(),
             draining: false,
-            parts: parts.map(unheard).into(),
-            roles: BTreeMap::new(),
         })))
     }
-}
 
-impl Health {
-    /// Says how a part answered last: `Err` is why it did not.
-    pub fn part(&self, part: Part, outcome: Result<String, String>) {
-        let (condition, detail) = match outcome {
-            Ok(detail) => (Condition::Up, detail),
-            Err(detail) => (Condition::Down, detail),
-        };
-        if let Some(heard) = self.state().parts.get_mut(&part) {
-            heard.hear(condition, detail);
+    pub fn set_part(&self, part: Part, status: Condition, detail: impl Into<String>) {
+        let mut state = self.state();
+        if let Some(entry) = state.parts.get_mut(&part) {
+            change(entry, status, detail.into());
         }
     }
 
-    /// Says how a role is doing.
-    pub fn role(&self, role: &'static str, condition: Condition, detail: impl Into<String>) {
-        let detail = detail.into();
+    pub fn set_role(&self, role: &'static str, status: Condition, detail: impl Into<String>) {
         let mut state = self.state();
-        let heard = state.roles.entry(role);
-        heard.or_insert_with(|| Heard::new(condition, String::new())).hear(condition, detail);
+        if let Some(entry) = state.roles.get_mut(role) {
+            change(entry, status, detail.into());
+        }
     }
 
-    /// Start-up is over: from now on the parts decide.
-    pub fn started(&self) {
-        self.state().started = true;
-    }
-
-    /// The process is about to end: no new requests, please.
-    pub fn draining(&self) {
+    /// From now on no orders should come.
+    pub fn drain(&self) {
         self.state().draining = true;
     }
 
@@ -154,29 +113,34 @@ impl Health {
         readiness(&self.state())
     }
 
-    pub fn detail(&self) -> Detail {
+    pub fn report(&self) -> Report {
         let state = self.state();
-        Detail {
-            status: readiness(&state),
-            parts: state.parts.iter().map(|(part, heard)| (*part, heard.report())).collect(),
-            roles: state.roles.iter().map(|(role, heard)| (*role, heard.report())).collect(),
-        }
+        Report { status: readiness(&state), parts: state.parts.clone(), roles: state.roles.clone() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("no panic while health is locked")
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().expect("no panic while the health record is locked")
     }
 }
 
+fn change(entry: &mut Entry, status: Condition, detail: String) {
+    if entry.status != status {
+        entry.since = Utc::now();
+    }
+    (entry.status, entry.detail) = (status, detail);
+}
+
 fn readiness(state: &State) -> Readiness {
-    let down = |part| state.parts.get(&part).is_some_and(|h| h.condition == Condition::Down);
+    let is = |condition| state.parts.values().any(|entry| entry.status == condition);
     if state.draining {
         Readiness::Draining
-    } else if !state.started {
-        Readiness::Starting
-    } else if down(Part::Redis) {
+    } else if state.parts[&Part::Redis].status == Condition::Down {
         Readiness::Unavailable
-    } else if down(Part::Kafka) || down(Part::Database) {
+    } else if is(Condition::Starting) && !is(Condition::Down) {
+        Readiness::Starting
+    } else if state.parts[&Part::Redis].status == Condition::Starting {
+        Readiness::Starting
+    } else if is(Condition::Down) || is(Condition::Starting) {
         Readiness::Degraded
     } else {
         Readiness::Ready
@@ -187,30 +151,29 @@ fn readiness(state: &State) -> Readiness {
 mod tests {
     use super::*;
 
-    #[test]
-    fn redis_decides_whether_it_serves_and_the_others_how_well() {
-        let health = Health::default();
-        assert_eq!(health.readiness(), Readiness::Starting);
-        health.started();
-        assert_eq!(health.readiness(), Readiness::Ready);
-        health.part(Part::Kafka, Err("away".into()));
-        assert_eq!(health.readiness(), Readiness::Degraded);
-        health.part(Part::Redis, Err("away".into()));
-        assert_eq!(health.readiness(), Readiness::Unavailable);
-        health.part(Part::Redis, Ok("7.0".into()));
-        health.part(Part::Kafka, Ok(String::new()));
-        assert_eq!(health.readiness(), Readiness::Ready);
-        health.draining();
-        assert_eq!(health.readiness(), Readiness::Draining);
+    fn with(redis: Condition, kafka: Condition, database: Condition) -> Readiness {
+        let health = Health::new(["api"]);
+        health.set_part(Part::Redis, redis, "");
+        health.set_part(Part::Kafka, kafka, "");
+        health.set_part(Part::Database, database, "");
+        health.readiness()
     }
 
     #[test]
-    fn since_is_when_the_condition_changed_and_not_when_it_was_heard_last() {
-        let health = Health::default();
-        health.role("relay", Condition::Up, "");
-        let since = health.detail().roles["relay"].since.clone();
-        health.role("relay", Condition::Up, "12 lanes");
-        let relay = &health.detail().roles["relay"];
-        assert_eq!((&relay.since, relay.detail.as_str()), (&since, "12 lanes"));
+    fn it_sells_without_kafka_or_the_database_but_not_without_redis() {
+        use Condition::{Down, Starting, Up};
+        assert_eq!(with(Up, Up, Up), Readiness::Ready);
+        assert_eq!(with(Up, Down, Up), Readiness::Degraded);
+        assert_eq!(with(Up, Up, Down), Readiness::Degraded);
+        assert_eq!(with(Down, Up, Up), Readiness::Unavailable);
+        assert_eq!(with(Up, Starting, Up), Readiness::Starting);
+        assert_eq!(with(Starting, Down, Up), Readiness::Starting);
+    }
+
+    #[test]
+    fn a_draining_process_takes_no_orders() {
+        let health = Health::new([]);
+        health.drain();
+        assert!(!health.readiness().takes_orders());
     }
 }

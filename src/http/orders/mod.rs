@@ -267,7 +267,7 @@ pub async fn show(
     names: PathNames,
 ) -> Answer {
     let _in_flight = api.enter()?;
-    let id = api.genuine(&names).await?;
+    let id = api.genuine(&names)?;
     if api.is_known_archived(&id).await? {
         return api.show_recorded(&id).await;
     }
@@ -326,7 +326,7 @@ pub async fn confirm(
     Json(asked): Json<ConfirmOrder>,
 ) -> Answer {
     let _in_flight = api.enter()?;
-    let id = api.genuine(&names).await?;
+    let id = api.genuine(&names)?;
     if api.is_known_archived(&id).await? {
         return api.confirm_recorded(&id, &asked.payment_id).await;
     }
@@ -371,7 +371,7 @@ pub async fn cancel(
     OptionalJson(asked): OptionalJson<CancelOrder>,
 ) -> Answer {
     let _in_flight = api.enter()?;
-    let id = api.genuine(&names).await?;
+    let id = api.genuine(&names)?;
     if api.is_known_archived(&id).await? {
         return api.cancel_recorded(&id, order_not_found).await;
     }
@@ -429,16 +429,10 @@ impl Api {
     }
 
     /// The id in the path, if one of us made it: then its sale exists, and only its lane knows more.
-    async fn genuine(&self, names: &PathNames) -> Result<OrderId, Problem> {
+    fn genuine(&self, names: &PathNames) -> Result<OrderId, Problem> {
         let id = names.order_id()?;
-        if self.catalog.is_genuine_order(&id) {
-            return Ok(id);
-        }
-        // A catalog that was never read cannot tell.
-        match self.catalog.age() {
-            Some(_) => Err(order_not_found()),
-            None => Err(Problem::new(Code::Unavailable, "the service has not read its secrets yet")),
-        }
+        let genuine = self.catalog.is_genuine_order(&id).map_err(|e| Problem::ledger(&e))?;
+        if genuine { Ok(id) } else { Err(order_not_found()) }
     }
 
     async fn cancel(&self, command: Cancel, if_unknown: fn() -> Problem) -> Answer {

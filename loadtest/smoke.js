@@ -1,0 +1,375 @@
+// Every call of the API once or a few times, each answer looked at closely: one pass, in order, by
+// one caller. The other scenarios press; this one reads.
+import { check, sleep } from 'k6';
+import * as api from './lib/api.js';
+import { defineSale, saleId, stock, waitFor, waitUntilNothingIsHeld } from './lib/sale.js';
+import { adjust, cancel, cancelWithKey, confirm, layTombstone, place, sameLines } from './lib/steps.js';
+import { loadOptions } from './lib/summary.js';
+
+export { handleSummary } from './lib/summary.js';
+
+const HOLD_SECONDS = 20;
+const SALE = {
+  hold_seconds: HOLD_SECONDS,
+  per_buyer_limit: 4,
+  skus: [
+    { sku: 'tea', stock: 50 },
+    { sku: 'mug', stock: 50, per_buyer_limit: 2 },
+    { sku: 'last-one', stock: 1 },
+  ],
+};
+
+export const options = loadOptions(
+  SALE.skus.map(({ sku }) => sku),
+  { pass: { executor: 'per-vu-iterations', exec: 'pass', vus: 1, iterations: 1, maxDuration: '5m' } },
+);
+
+export function setup() {
+  return { sale: defineSale('smoke', SALE) };
+}
+
+export function pass({ sale }) {
+  theSaleIsShown(sale);
+  aSaleIsDefinedAgain(sale);
+  callersAreTold(sale);
+  requestsAreRead(sale);
+  anOrderIsHeld(sale);
+  anOrderIsPaid(sale);
+  anOrderIsGivenBack(sale);
+  anOrderIsCancelledByItsKey(sale);
+  aHoldRunsOut(sale);
+  limitsHold(sale);
+  ordersAreListed(sale);
+  stockIsAdjusted(sale);
+  aSaleRests(sale);
+  aSaleOpensLater();
+  // What is left to settle is settled in a closed sale.
+  const held = place(sale, ask('early-bird', { lines: one('tea') }));
+  const paid = place(sale, ask('early-bird', { lines: one('mug') }));
+  aSaleCloses(sale, paid);
+  verify('settling goes on in a closed sale', cancel(held) && confirm(paid, 'payment-closed'));
+}
+
+export function teardown({ sale }) {
+  waitUntilNothingIsHeld(sale, HOLD_SECONDS + 10);
+}
+
+// ---- words
+
+let asked = 0;
+/** An order that nobody else has asked for. */
+function ask(buyer, order = {}) {
+  asked += 1;
+  return { buyer, key: `key-${asked}`, lines: one('tea'), ...order };
+}
+
+const one = (sku) => [{ sku, quantity: 1 }];
+const get = (request) => api.read(api.send(request));
+
+function verify(what, holds) {
+  check(null, { [what]: () => Boolean(holds) });
+}
+
+/** A check that says what it got when it fails. */
+function expect(what, answer, holds) {
+  let ok = false;
+  try {
+    ok = Boolean(holds(answer));
+  } catch (error) {
+    console.error(`${what}: ${error}`);
+  }
+  check(null, { [what]: () => ok });
+  if (!ok) console.error(`${what}: got ${answer.res.status} ${JSON.stringify(answer.res.headers)} ${answer.res.body}`);
+  return answer.body;
+}
+
+const RFC3339_MILLIS = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/;
+const isTime = (text) => RFC3339_MILLIS.test(text);
+const isJson = ({ res }) => (res.headers['Content-Type'] || '').startsWith('application/json');
+
+/** Refused with this status and code, as an RFC 9457 problem that has all it must have. */
+function refused(what, request, status, code, more = () => true) {
+  return expect(what, get(request), (answer) => {
+    const { res, body } = answer;
+    return (
+      res.status === status && body.code === code && body.status === status &&
+      res.headers['Content-Type'].startsWith('application/problem+json') &&
+      ['type', 'title', 'detail', 'trace_id'].every((member) => typeof body[member] === 'string' && body[member] !== '') &&
+      more(answer)
+    );
+  });
+}
+
+const withBody = (request, body) => ({ ...request, body: typeof body === 'string' ? body : JSON.stringify(body) });
+const problemAt = (pointer) => ({ body }) => body.errors.some((error) => error.pointer === pointer && error.detail);
+
+// ---- the pass
+
+function theSaleIsShown(sale) {
+  for (const path of ['/livez', '/readyz', '/openapi.json']) {
+    expect(`${path} is open to all`, get(api.anyone('GET', path)), ({ res }) => res.status === 200);
+  }
+  expect('readyz says ready', get(api.anyone('GET', '/readyz')), ({ body }) => body.status === 'ready');
+  const shown = get(api.anyone('GET', `/v1/sales/${sale.id}`));
+  expect('a sale is shown to all', shown, ({ res, body }) =>
+    res.status === 200 && body.id === sale.id && body.name === 'Load test smoke' && body.state === 'open' &&
+    body.per_buyer_limit === 4 && body.skus.length === 3 &&
+    body.skus.every(({ sku, available }) => typeof sku === 'string' && available >= 0));
+  expect('a sale may be looked at from any origin, and is never stale', shown, ({ res }) =>
+    res.headers['Access-Control-Allow-Origin'] === '*' && res.headers['Cache-Control'] === 'no-cache' && Boolean(res.headers.Etag));
+  expect('unknown query parameters do no harm to what is open',
+    get(api.anyone('GET', `/v1/sales/${sale.id}?from=newsletter`)), ({ res }) => res.status === 200);
+  expect('open sales are listed', get(api.anyone('GET', '/v1/sales?state=open&limit=200')), ({ res, body }) =>
+    res.status === 200 && Array.isArray(body.sales) && 'next_cursor' in body);
+  expect('one page of sales leads to the next', get(api.anyone('GET', '/v1/sales?limit=1')), ({ body }) =>
+    body.sales.length === 1);
+  refused('a sale that is not', api.anyone('GET', '/v1/sales/no-such-sale'), 404, 'sale-not-found');
+}
+
+function aSaleIsDefinedAgain(sale) {
+  const definition = { name: 'Load test smoke', ...SALE };
+  const before = expect('a definition is read', get(api.getDefinition(sale.id)), ({ res, body }) =>
+    res.status === 200 && body.version >= 1 && Boolean(res.headers.Etag) && body.hold_seconds === HOLD_SECONDS &&
+    body.skus.length === 3 && body.lanes === 1);
+  expect('the same definition changes nothing', get(api.putSale(sale.id, definition)), ({ res, body }) =>
+    res.status === 200 && body.version === before.version);
+  expect('a definition may change', get(api.putSale(sale.id, { ...definition, retention_days: 1 })),
+    ({ res, body }) => res.status === 200 && body.version > before.version && body.retention_days === 1);
+  refused('a definition with a limit that is none', api.putSale(sale.id, { ...definition, per_buyer_limit: 0 }),
+    400, 'invalid-request', problemAt('/per_buyer_limit'));
+  refused('a definition with an SKU twice',
+    api.putSale(sale.id, { ...definition, skus: [SALE.skus[0], SALE.skus[0]] }), 400, 'invalid-request');
+}
+
+function callersAreTold(sale) {
+  const order = api.placeOrder(sale, ask('nobody'));
+  const named = ({ res }) => Boolean(res.headers['Www-Authenticate']);
+  refused('no key', api.withHeaders(order, { Authorization: null }), 401, 'unauthenticated', named);
+  refused('a key that is none', api.withHeaders(order, { Authorization: 'Bearer no-such-key' }), 401, 'unauthenticated', named);
+  refused('a scheme that is none', api.withHeaders(order, { Authorization: 'Basic dTpw' }), 401, 'unauthenticated', named);
+  refused('a shop does not define sales', api.asOrders(api.putSale(sale.id, SALE)), 403, 'forbidden');
+  refused('a shop does not see the counters', api.asOrders(api.getStock(sale.id)), 403, 'forbidden');
+  expect('an operator may do what a shop may', get(api.asOperator(api.listOrders(`sale_id=${sale.id}`))),
+    ({ res }) => res.status === 200);
+  refused('a path that is none', api.anyone('GET', '/v1/no-such-path'), 404, 'not-found');
+  refused('a method that is none', api.anyone('PATCH', '/v1/orders'), 405, 'method-not-allowed',
+    ({ res }) => res.headers.Allow.includes('POST'));
+  const trace = '4bf92f3577b34da6a3ce929d0e0e4736';
+  refused('a refusal carries the trace of its request',
+    api.withHeaders(api.getOrder('ord_unknown'), { traceparent: `00-${trace}-00f067aa0ba902b7-01` }),
+    404, 'order-not-found', ({ body }) => body.trace_id === trace);
+}
+
+function requestsAreRead(sale) {
+  const order = ask('reader');
+  const request = api.placeOrder(sale, order);
+  const body = JSON.parse(request.body);
+  const line = { sku: 'tea', quantity: 1 };
+  const wrong = (what, changed, pointer) =>
+    refused(what, withBody(request, changed), 400, 'invalid-request', pointer === undefined ? undefined : problemAt(pointer));
+
+  refused('no idempotency key', api.withHeaders(request, { 'Idempotency-Key': null }), 400, 'idempotency-key-required');
+  refused('an idempotency key too long', api.withHeaders(request, { 'Idempotency-Key': 'k'.repeat(256) }), 400, 'idempotency-key-invalid');
+  refused('an idempotency key with a space', api.withHeaders(request, { 'Idempotency-Key': 'a b' }), 400, 'idempotency-key-invalid');
+  refused('no content type', api.withHeaders(request, { 'Content-Type': null }), 415, 'unsupported-media-type');
+  refused('another content type', api.withHeaders(request, { 'Content-Type': 'text/plain' }), 415, 'unsupported-media-type');
+  refused('a body too large', withBody(request, { ...body, buyer_id: 'b'.repeat(17000) }), 413, 'body-too-large');
+  wrong('a body that is no JSON', '{"sale_id": ');
+  wrong('a body that is no object', '[]');
+  wrong('a member that is unknown', { ...body, quantitiy: 2 });
+  wrong('a member twice', request.body.replace('{', `{"buyer_id":"other",`));
+  wrong('no buyer', { ...body, buyer_id: undefined });
+  wrong('a buyer with a space', { ...body, buyer_id: 'a b' }, '/buyer_id');
+  wrong('a buyer too long', { ...body, buyer_id: 'b'.repeat(129) }, '/buyer_id');
+  wrong('no lines', { ...body, lines: [] }, '/lines');
+  wrong('nine lines', { ...body, lines: Array.from({ length: 9 }, (_, n) => ({ sku: `s${n}`, quantity: 1 })) }, '/lines');
+  wrong('an SKU twice', { ...body, lines: [line, line] });
+  wrong('none of it', { ...body, lines: [{ sku: 'tea', quantity: 0 }] }, '/lines/0/quantity');
+  wrong('more than a line may have', { ...body, lines: [{ sku: 'tea', quantity: 1001 }] }, '/lines/0/quantity');
+  wrong('a quantity that is no integer', request.body.replace('"quantity":1', '"quantity":1.0'));
+  wrong('a quantity that is text', { ...body, lines: [{ sku: 'tea', quantity: '1' }] });
+  wrong('a hold longer than the sale has', { ...body, hold_seconds: HOLD_SECONDS + 1 }, '/hold_seconds');
+  refused('an unknown SKU comes before its hold', withBody(request, { ...body, lines: one('no-such-sku'), hold_seconds: HOLD_SECONDS + 1 }),
+    404, 'sku-not-found');
+  refused('an unknown sale', withBody(request, { ...body, sale_id: 'no-such-sale' }), 404, 'sale-not-found');
+  refused('an order id that was made up', api.getOrder('ord_made-up'), 404, 'order-not-found');
+  refused('a payment for an order that was made up', api.confirmOrder('ord_made-up', 'p'), 404, 'order-not-found');
+  refused('a cancel of an order that was made up', api.cancelOrder('ord_made-up'), 404, 'order-not-found');
+  refused('a list of what no list is of', api.listOrders(`sale_id=${sale.id}&colour=red`), 400, 'invalid-request');
+  refused('a list too long', api.listOrders(`sale_id=${sale.id}&limit=201`), 400, 'invalid-request');
+}
+
+function anOrderIsHeld(sale) {
+  const order = ask('alice', { lines: [{ sku: 'tea', quantity: 2 }, { sku: 'mug', quantity: 1 }] });
+  const before = stock(sale);
+  let answer = null;
+  const held = place(sale, order, { told: (told) => { answer = told; } });
+  expect('an order that is held', answer, ({ res, body }) =>
+    res.status === 201 && isJson(answer) && res.headers.Location === `/v1/orders/${body.id}` &&
+    body.id.startsWith('ord_') && body.sale_id === sale.id && body.buyer_id === 'alice' && body.status === 'held' &&
+    body.payment_id === null && body.confirmed_at === null && isTime(body.created_at) && isTime(body.expires_at) &&
+    Date.parse(body.expires_at) - Date.parse(body.created_at) === HOLD_SECONDS * 1000 &&
+    body.returned.length === 0 && body.reacquired === false && body.durability === 'memory');
+  expect('an order tells how far its limits are', answer, ({ res }) =>
+    Boolean(res.headers['Ratelimit-Policy']) && Boolean(res.headers.Ratelimit));
+  const after = stock(sale);
+  expect('what is held is no longer available', answer, () =>
+    after.tea.available === before.tea.available - 2 && after.tea.held === before.tea.held + 2 &&
+    after.mug.held === before.mug.held + 1 && after.tea.sold === before.tea.sold);
+  expect('an order is read as it stands', get(api.getOrder(held.id)), ({ res, body }) =>
+    res.status === 200 && body.id === held.id && body.status === 'held' && sameLines(body.lines, order.lines) &&
+    body.expires_at === held.expires_at);
+
+  const again = ({ res, body, replayed }) => res.status === 201 && replayed && body.id === held.id;
+  expect('a replay finds its order', get(api.placeOrder(sale, order)), again);
+  expect('a replay may list its lines in another order', get(api.placeOrder(sale, { ...order, lines: [...order.lines].reverse() })), again);
+  expect('quotes are not part of a key', get(api.placeOrder(sale, { ...order, key: `"${order.key}"` })), again);
+  refused('a key that meant something else', api.placeOrder(sale, { ...order, lines: one('tea') }), 422, 'idempotency-key-reused');
+  const others = place(sale, { ...order, buyer: 'alicia', lines: one('tea') });
+  verify('a key is its buyer\'s own', others !== null && others.id !== held.id);
+}
+
+function anOrderIsPaid(sale) {
+  const order = ask('bob');
+  const held = place(sale, order);
+  verify('what is held can be paid', confirm(held, 'payment-bob'));
+  expect('the same payment again changes nothing', get(api.confirmOrder(held.id, 'payment-bob')), ({ res, body }) =>
+    res.status === 200 && body.status === 'confirmed' && isTime(body.confirmed_at));
+  refused('another payment', api.confirmOrder(held.id, 'payment-other'), 409, 'already-paid', ({ body }) => body.order.id === held.id);
+  refused('a cancel of what is paid', api.cancelOrder(held.id), 409, 'order-confirmed', ({ body }) => body.order.status === 'confirmed');
+  expect('the key of a paid order finds it', get(api.placeOrder(sale, order)), ({ res, body, replayed }) =>
+    res.status === 200 && replayed && body.id === held.id && body.status === 'confirmed' && body.payment_id === 'payment-bob');
+  refused('a payment without its id', withBody(api.confirmOrder(held.id, 'p'), {}), 400, 'invalid-request');
+}
+
+function anOrderIsGivenBack(sale) {
+  const order = ask('carol');
+  const before = stock(sale);
+  const held = place(sale, order);
+  verify('what is held can be given back', cancel(held));
+  const after = stock(sale);
+  verify('what is given back is available', after.tea.available === before.tea.available && after.tea.held === before.tea.held);
+  expect('cancelling again changes nothing', get(api.cancelOrder(held.id, { reason: 'twice' })), ({ res, body }) =>
+    res.status === 200 && body.status === 'cancelled');
+  refused('a payment for what was given back', api.confirmOrder(held.id, 'payment-carol'), 409, 'order-cancelled');
+  refused('the key of what was given back', api.placeOrder(sale, order), 409, 'order-cancelled', ({ body }) => body.order.id === held.id);
+  refused('a cancel with a member that is unknown', api.cancelOrder(held.id, { because: 'x' }), 400, 'invalid-request');
+}
+
+function anOrderIsCancelledByItsKey(sale) {
+  const order = ask('dave');
+  const held = place(sale, order);
+  verify('an order is cancelled by its key', cancelWithKey(sale, order, held));
+  const never = ask('dave');
+  verify('an order that never came is cancelled by its key', layTombstone(sale, never));
+  expect('again, it changes nothing', get(api.cancelByKey(sale, never)), ({ res, body }) =>
+    res.status === 200 && body.status === 'cancelled' && body.lines.length === 0);
+  verify('when it comes, it is refused', place(sale, never) === null);
+  refused('a cancel by key in an unknown sale', api.cancelByKey({ id: 'no-such-sale' }, never), 404, 'sale-not-found');
+}
+
+function aHoldRunsOut(sale) {
+  const order = ask('erin', { lines: one('last-one'), hold_seconds: 1 });
+  const held = place(sale, order);
+  refused('the last one is held', api.placeOrder(sale, ask('frank', { lines: one('last-one') })), 409, 'sold-out', ({ body }) =>
+    body.lines.length === 1 && body.lines[0].sku === 'last-one' && body.lines[0].requested === 1 && body.lines[0].available === 0);
+  expect('a short line refuses the whole order',
+    get(api.placeOrder(sale, ask('frank', { lines: [...one('tea'), ...one('last-one')] }))),
+    ({ code, body }) => code === 'sold-out' && body.lines.length === 1 && body.lines[0].sku === 'last-one');
+  sleep(Math.max(0, Date.parse(held.expires_at) - Date.now()) / 1000);
+  const expired = waitFor(5, () => get(api.getOrder(held.id)).body.status === 'expired');
+  verify('a hold that is not paid runs out', expired);
+  verify('and its unit is available again', waitFor(5, () => stock(sale)['last-one'].available === 1));
+  refused('the key of what ran out', api.placeOrder(sale, order), 409, 'order-expired', ({ body }) => body.order.id === held.id);
+  // Somebody else takes it, so that a late payment cannot have it back.
+  const next = place(sale, ask('grace', { lines: one('last-one') }));
+  verify('somebody else may have it', next !== null && confirm(next, 'payment-grace'));
+  refused('a payment too late', api.confirmOrder(held.id, 'payment-erin'), 409, 'payment-too-late');
+}
+
+function limitsHold(sale) {
+  const buyer = 'heidi';
+  place(sale, ask(buyer, { lines: [{ sku: 'mug', quantity: 2 }] }));
+  refused('an SKU has a limit of its own', api.placeOrder(sale, ask(buyer, { lines: one('mug') })), 409, 'purchase-limit', ({ body }) =>
+    body.limit === 2 && body.already === 2 && body.sku === 'mug');
+  place(sale, ask(buyer, { lines: [{ sku: 'tea', quantity: 2 }] }));
+  refused('a sale has a limit over all SKUs', api.placeOrder(sale, ask(buyer)), 409, 'purchase-limit', ({ body }) =>
+    body.limit === 4 && body.already === 4 && body.sku === undefined);
+}
+
+function ordersAreListed(sale) {
+  const list = (query) => get(api.listOrders(`sale_id=${sale.id}${query}`));
+  const recorded = waitFor(10, () => list('&buyer_id=bob&status=confirmed').body.orders.length === 1);
+  verify('what is paid is recorded, and listed', recorded);
+  expect('a list is newest first', list('&limit=200'), ({ body }) => {
+    const times = body.orders.map(({ created_at }) => created_at);
+    return times.length > 3 && times.every((time, n) => n === 0 || time <= times[n - 1]);
+  });
+  const first = list('&limit=2').body;
+  expect('a page leads to the next', list(`&limit=2&cursor=${encodeURIComponent(first.next_cursor)}`), ({ body }) =>
+    body.orders.length === 2 && first.orders.every(({ id }) => body.orders.every((order) => order.id !== id)));
+  expect('a list of one buyer shows no other', list('&buyer_id=alice'), ({ body }) =>
+    body.orders.length >= 1 && body.orders.every(({ buyer_id }) => buyer_id === 'alice'));
+}
+
+function stockIsAdjusted(sale) {
+  const change = { sku: 'tea', key: 'adjustment-1', delta: 5, reason: 'restock', reference: 'delivery-7', note: 'five more' };
+  const before = stock(sale).tea;
+  const adjustment = adjust(sale, change);
+  const after = stock(sale).tea;
+  verify('an adjustment changes the total', after.total === before.total + 5 && after.available === before.available + 5 && after.version === before.version + 1);
+  expect('a replay of an adjustment is the same', get(api.adjustStock(sale, change)), ({ res, body, replayed }) =>
+    res.status === 200 && replayed && body.id === adjustment.id && body.reason === 'restock' && body.reference === 'delivery-7' &&
+    body.note === 'five more' && typeof body.actor === 'string' && isTime(body.created_at));
+  refused('its key with another change', api.adjustStock(sale, { ...change, delta: 6 }), 422, 'idempotency-key-reused');
+  refused('its key is required', api.withHeaders(api.adjustStock(sale, change), { 'Idempotency-Key': null }), 400, 'idempotency-key-required');
+  verify('stock can be taken out', adjust(sale, { sku: 'mug', key: 'adjustment-2', delta: -3, reason: 'damaged' }) !== null);
+  const mugs = stock(sale).mug;
+  refused('what is held or sold is never taken', api.adjustStock(sale, { sku: 'mug', key: 'adjustment-3', delta: -(mugs.available + 1), reason: 'lost' }),
+    409, 'stock-in-use', ({ body }) => JSON.stringify(body).includes(`"available":${mugs.available}`));
+  const wrong = (what, more) =>
+    refused(what, api.adjustStock(sale, { ...change, key: 'adjustment-4', ...more }), 400, 'invalid-request');
+  wrong('a change of nothing', { delta: 0 });
+  wrong('a reason that is none', { reason: 'because' });
+  wrong('a total out of range', { delta: 1000000000 });
+  refused('an SKU that is none', api.adjustStock(sale, { ...change, sku: 'no-such-sku', key: 'adjustment-5' }), 404, 'sku-not-found');
+  refused('a shop does not adjust', api.asOrders(api.adjustStock(sale, change)), 403, 'forbidden');
+  expect('adjustments are listed, newest first', get(api.listAdjustments(sale.id)), ({ res, body }) =>
+    res.status === 200 && body.adjustments.length === 2 && body.adjustments[1].id === adjustment.id && 'next_cursor' in body);
+  expect('adjustments of one SKU', get(api.listAdjustments(sale.id, '?sku=mug')), ({ body }) =>
+    body.adjustments.length === 1 && body.adjustments[0].delta === -3);
+  refused('stock is changed by adjustments only',
+    api.putSale(sale.id, { name: 'Load test smoke', ...SALE, skus: [{ sku: 'tea', stock: 60 }, ...SALE.skus.slice(1)] }), 409, 'sale-in-use');
+}
+
+function aSaleRests(sale) {
+  const order = ask('ivan');
+  const held = place(sale, order);
+  expect('a sale is paused', get(api.steerSale(sale.id, 'pause')), ({ res, body }) => res.status === 200 && body.state === 'paused');
+  refused('a paused sale sells nothing', api.placeOrder(sale, ask('ivan')), 409, 'sale-paused');
+  expect('a replay finds its order all the same', get(api.placeOrder(sale, order)), ({ res, body, replayed }) =>
+    res.status === 201 && replayed && body.id === held.id);
+  verify('settling goes on in a paused sale', confirm(held, 'payment-ivan'));
+  expect('a sale is resumed', get(api.steerSale(sale.id, 'resume')), ({ res, body }) => res.status === 200 && body.state === 'open');
+  const sold = place(sale, ask('ivan'));
+  verify('a resumed sale sells again', sold !== null && cancel(sold));
+  refused('a shop does not pause', api.asOrders(api.steerSale(sale.id, 'pause')), 403, 'forbidden');
+}
+
+/** A sale of its own: nothing can be ordered from it. */
+function aSaleOpensLater() {
+  const id = saleId('smoke-later');
+  const opens_at = new Date(Date.now() + 3600000).toISOString();
+  expect('a sale may open later', get(api.putSale(id, { name: 'Later', opens_at, skus: [{ sku: 'tea', stock: 1 }] })),
+    ({ res }) => res.status === 201);
+  expect('it is scheduled', get(api.anyone('GET', `/v1/sales/${id}`)), ({ body }) => body.state === 'scheduled' && body.opens_at === opens_at);
+  refused('before it opens it sells nothing', api.placeOrder({ id }, ask('judy')), 409, 'sale-not-open', ({ body }) => body.opens_at === opens_at);
+  refused('an end before its beginning',
+    api.putSale(id, { name: 'Later', opens_at, closes_at: new Date().toISOString(), skus: [{ sku: 'tea', stock: 1 }] }), 400, 'invalid-request');
+}
+
+function aSaleCloses(sale, held) {
+  expect('a sale is closed', get(api.steerSale(sale.id, 'close')), ({ res, body }) => res.status === 200 && body.state === 'closed');
+  refused('a closed sale sells nothing', api.placeOrder(sale, ask('late')), 409, 'sale-closed');
+  expect('what was ordered is still there', get(api.getOrder(held.id)), ({ body }) => body.status === 'held');
+}

@@ -1,0 +1,263 @@
+//! The group consumer: batches of records, offsets committed only when the database has them.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use rdkafka::consumer::{
+    BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance, StreamConsumer,
+};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::topic::classify;
+use super::{BusError, client};
+use crate::config::Kafka;
+
+/// How long one wait for a record lasts before it is begun anew: a StreamConsumer can miss a
+/// wake-up, and this bounds what that costs.
+const WAIT_MAX: Duration = Duration::from_millis(500);
+/// Seeking is only begun: what was fetched from the old place is dropped by then, and a partition
+/// that was taken meanwhile is nobody's to wait for.
+const SEEK_TIMEOUT: Duration = Duration::ZERO;
+
+/// A record as it came from Kafka.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+    pub headers: Vec<(String, Vec<u8>)>,
+    pub payload: Vec<u8>,
+}
+
+impl From<&BorrowedMessage<'_>> for Received {
+    fn from(message: &BorrowedMessage<'_>) -> Self {
+        Self {
+            topic: message.topic().to_owned(),
+            partition: message.partition(),
+            offset: message.offset(),
+            // The driver panics at a header whose name is not UTF-8. Anybody with access to the
+            // topic can send one, and it must not end the process: without its headers the
+            // record is merely undecodable.
+            headers: catch_unwind(AssertUnwindSafe(|| headers_of(message))).unwrap_or_default(),
+            payload: message.payload().unwrap_or_default().to_vec(),
+        }
+    }
+}
+
+fn headers_of(message: &BorrowedMessage<'_>) -> Vec<(String, Vec<u8>)> {
+    let Some(headers) = message.headers() else { return Vec::new() };
+    headers
+        .iter()
+        .map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
+        .collect()
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartitionLabel {
+    partition: i32,
+}
+
+/// What the consumer tells of itself.
+#[derive(Debug, Clone, Default)]
+pub struct ConsumerMetrics {
+    lag: Family<PartitionLabel, Gauge<i64, AtomicI64>>,
+    assigned: Gauge<i64, AtomicI64>,
+    rebalances: prometheus_client::metrics::counter::Counter,
+}
+
+impl ConsumerMetrics {
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "holdfast_consumer_lag_records",
+            "Records of a partition that the group has not committed yet",
+            metrics.lag.clone(),
+        );
+        registry.register(
+            "holdfast_consumer_assigned_partitions",
+            "Partitions that this instance reads",
+            metrics.assigned.clone(),
+        );
+        registry.register(
+            "holdfast_consumer_rebalances",
+            "Times that partitions were given or taken",
+            metrics.rebalances.clone(),
+        );
+        metrics
+    }
+}
+
+struct Context {
+    topic: String,
+    metrics: ConsumerMetrics,
+}
+
+impl ClientContext for Context {
+    /// librdkafka says every few seconds how far each partition is behind.
+    fn stats(&self, statistics: Statistics) {
+        let Some(topic) = statistics.topics.get(&self.topic) else { return };
+        for (&partition, state) in &topic.partitions {
+            // -1 is librdkafka's own pseudo partition, and a lag that is not known.
+            if partition >= 0 && state.consumer_lag >= 0 {
+                let label = PartitionLabel { partition };
+                self.metrics.lag.get_or_create(&label).set(state.consumer_lag);
+            }
+        }
+    }
+}
+
+impl ConsumerContext for Context {
+    /// Nothing has to be handed over when partitions are taken: what is in hand can still be
+    /// written, for the lane's mark in the database is the fence, and whoever reads the same
+    /// records again finds them repeats.
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        self.metrics.rebalances.inc();
+        if let Rebalance::Revoke(taken) = rebalance {
+            for element in taken.elements() {
+                let label = PartitionLabel { partition: element.partition() };
+                self.metrics.lag.remove(&label);
+            }
+        }
+        if let Ok(assigned) = consumer.assignment() {
+            self.metrics.assigned.set(i64::try_from(assigned.count()).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        if let Err(error) = result {
+            // Offsets are a hint: what is read again is found to be a repeat.
+            tracing::debug!(%error, "offsets were not committed");
+        }
+    }
+}
+
+/// A member of the group.
+pub struct Consumer {
+    inner: StreamConsumer<Context>,
+    topic: String,
+}
+
+impl Consumer {
+    /// Joins the group in the background; Kafka need not be there yet.
+    ///
+    /// # Errors
+    /// A setting that is unknown or may not be changed, by its name.
+    pub fn new(config: &Kafka, group: &str, metrics: ConsumerMetrics) -> Result<Self, BusError> {
+        let ours = [
+            // A partition that stays where it was keeps its reader through a rebalance.
+            ("partition.assignment.strategy", "cooperative-sticky"),
+            ("session.timeout.ms", "10000"),
+            ("heartbeat.interval.ms", "2000"),
+            // librdkafka's default is 64 MB and 100,000 records, a consumer.
+            ("queued.min.messages", "5000"),
+            ("queued.max.messages.kbytes", "16384"),
+            ("fetch.message.max.bytes", "1048576"),
+            ("fetch.wait.max.ms", "100"),
+            ("statistics.interval.ms", "5000"),
+            ("socket.keepalive.enable", "true"),
+        ];
+        let mut settings = client(config, &ours)?;
+        settings
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "earliest");
+        let context = Context { topic: config.topic.clone(), metrics };
+        let inner: StreamConsumer<Context> =
+            settings.create_with_context(context).map_err(BusError::Broken)?;
+        inner.subscribe(&[&config.topic]).map_err(BusError::Broken)?;
+        Ok(Self { inner, topic: config.topic.clone() })
+    }
+
+    /// Waits for a record, then gathers more until there are `count` or the first is `age` old.
+    /// May return nothing. Records of a future that is dropped are read again by the next session
+    /// only: drop it at the end of one.
+    ///
+    /// # Errors
+    /// [`BusError::Unavailable`] while Kafka is away; the consumer heals by itself.
+    pub async fn batch(&self, count: usize, age: Duration) -> Result<Vec<Received>, BusError> {
+        let mut records = Vec::new();
+        let Some(first) = self.next(WAIT_MAX).await? else { return Ok(records) };
+        records.push(first);
+        let deadline = Instant::now() + age;
+        while records.len() < count {
+            tokio::select! {
+                biased;
+                received = self.inner.recv() => match received {
+                    Ok(message) => records.push((&message).into()),
+                    // What is in hand is good; the error comes again if it lasts.
+                    Err(_) => break,
+                },
+                () = sleep_until(deadline) => break,
+            }
+        }
+        Ok(records)
+    }
+
+    async fn next(&self, wait: Duration) -> Result<Option<Received>, BusError> {
+        match timeout(wait, self.inner.recv()).await {
+            Err(_) => Ok(None),
+            Ok(Ok(message)) => Ok(Some((&message).into())),
+            Ok(Err(error)) => match error.rdkafka_error_code() {
+                // The topic is about to be made, or its leader to be elected.
+                Some(RDKafkaErrorCode::UnknownTopicOrPartition) => Ok(None),
+                _ => Err(classify(error)),
+            },
+        }
+    }
+
+    /// Commits, per partition, the offset to read next; answered in the background.
+    pub fn commit(&self, next: &BTreeMap<i32, i64>) -> Result<(), BusError> {
+        self.commit_with(next, CommitMode::Async)
+    }
+
+    /// The same, answered: at the end of a session.
+    pub async fn commit_now(self, next: BTreeMap<i32, i64>) -> Result<(), BusError> {
+        let committed =
+            tokio::task::spawn_blocking(move || self.commit_with(&next, CommitMode::Sync)).await;
+        committed.map_err(|_| BusError::Unavailable(KafkaError::Canceled))?
+    }
+
+    fn commit_with(&self, next: &BTreeMap<i32, i64>, mode: CommitMode) -> Result<(), BusError> {
+        if next.is_empty() {
+            return Ok(());
+        }
+        let mut offsets = TopicPartitionList::with_capacity(next.len());
+        for (&partition, &offset) in next {
+            offsets
+                .add_partition_offset(&self.topic, partition, Offset::Offset(offset))
+                .map_err(BusError::Broken)?;
+        }
+        self.inner.commit(&offsets, mode).map_err(classify)
+    }
+
+    /// Goes on reading a partition from this offset, and not before [`Consumer::resume`].
+    pub fn pause_at(&self, partition: i32, offset: i64) -> Result<(), BusError> {
+        self.inner.pause(&self.one(partition)).map_err(classify)?;
+        self.inner
+            .seek(&self.topic, partition, Offset::Offset(offset), SEEK_TIMEOUT)
+            .map_err(classify)
+    }
+
+    /// Reads a paused partition again.
+    pub fn resume(&self, partition: i32) -> Result<(), BusError> {
+        self.inner.resume(&self.one(partition)).map_err(classify)
+    }
+
+    fn one(&self, partition: i32) -> TopicPartitionList {
+        let mut list = TopicPartitionList::with_capacity(1);
+        list.add_partition(&self.topic, partition);
+        list
+    }
+}

@@ -1,0 +1,464 @@
+//! The relay: outbox → Kafka. It reads each lane's outbox in order, produces its events, moves the
+//! lane's `logged` mark when Kafka has acknowledged them, copies `recorded` from the database, and
+//! has the outbox trimmed (`lua/advance.lua`).
+//!
+//! ```text
+//!   lane:   ── recorded ──── logged ──── sent ──── seq ──▶
+//!              the database  Kafka       on its    what
+//!              has it        has it      way       happened
+//! ```
+//!
+//! Nothing is only in its memory: one that dies is followed by one that begins at `logged`, and
+//! what is sent twice the writer drops by its seq. A delivery that fails rewinds the lane to
+//! `logged`. The lease keeps two relays from sending the same lane; it only saves double work.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{BoxFuture, FutureExt, join_all};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use crate::bus::producer::{Producer, SendError};
+use crate::bus::record::encode;
+use crate::config::{self, millis};
+use crate::domain::ids::{IdSecret, LaneId};
+use crate::lanes::outbox::{self, Entry};
+use crate::lanes::reply::Marks;
+use crate::lanes::{Advance, LaneError, Lanes};
+use crate::ledger::{Catalog, Ledger};
+
+/// How often marks are copied while there is something to copy.
+const MARKS_INTERVAL: Duration = Duration::from_millis(20);
+/// How long the relay rests after Redis, Kafka or the database failed it.
+const PAUSE: Duration = Duration::from_millis(250);
+/// Streams that one read names at most.
+const LANES_A_READ: usize = 256;
+
+struct Metrics {
+    sent: Counter,
+    acknowledged: Counter,
+    rewinds: Counter,
+    unreadable: Counter,
+    lanes: Gauge,
+    unlogged: Gauge,
+    unrecorded: Gauge,
+}
+
+impl Metrics {
+    fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            sent: Counter::default(),
+            acknowledged: Counter::default(),
+            rewinds: Counter::default(),
+            unreadable: Counter::default(),
+            lanes: Gauge::default(),
+            unlogged: Gauge::default(),
+            unrecorded: Gauge::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("holdfast_relay");
+        let m = &metrics;
+        registry.register("sent", "Events handed to the producer", m.sent.clone());
+        registry.register("acknowledged", "Events that Kafka acknowledged", m.acknowledged.clone());
+        registry.register("rewinds", "Lanes sent again from `logged`", m.rewinds.clone());
+        registry.register("unreadable", "Outbox entries that cannot be read", m.unreadable.clone());
+        registry.register("lanes", "Lanes that this relay has the lease of", m.lanes.clone());
+        registry.register("unlogged", "Events that Kafka does not have yet", m.unlogged.clone());
+        registry.register(
+            "unrecorded",
+            "Events that the database does not have yet",
+            m.unrecorded.clone(),
+        );
+        metrics
+    }
+}
+
+/// One lane that this relay has the lease of.
+struct Outbound {
+    partition: i32,
+    secret: Arc<IdSecret>,
+    /// What the lane said of itself at the last advance, `logged` as high as Kafka acknowledged.
+    marks: Marks,
+    /// The last event handed to the producer.
+    sent: u64,
+    /// Entries on their way: the seq each ends with, and whether it was acknowledged.
+    in_flight: VecDeque<(u64, bool)>,
+    /// Rises at each rewind: deliveries of an older one no longer count.
+    generation: u64,
+    /// What the lane was told last.
+    told: Marks,
+    renew_at: Instant,
+    /// Not read from before this: the producer was full or an entry unreadable.
+    rest_until: Instant,
+}
+
+impl Outbound {
+    fn rewind(&mut self) {
+        self.generation += 1;
+        self.in_flight.clear();
+        self.sent = self.marks.logged;
+        self.rest_until = Instant::now() + PAUSE;
+    }
+
+    fn acknowledge(&mut self, seq: u64) {
+        if let Some(entry) = self.in_flight.iter_mut().find(|entry| entry.0 == seq) {
+            entry.1 = true;
+        }
+        while let Some((seq, true)) = self.in_flight.front().copied() {
+            self.marks.logged = self.marks.logged.max(seq);
+            self.in_flight.pop_front();
+        }
+    }
+
+    fn unacknowledged(&self) -> u64 {
+        self.sent.saturating_sub(self.marks.logged)
+    }
+}
+
+/// One entry's delivery: its lane, the generation and seq it belongs to, and how it ended.
+struct Delivery {
+    lane: LaneId,
+    generation: u64,
+    seq: u64,
+    events: u64,
+    outcome: Result<(), SendError>,
+}
+
+/// Why the relay cannot go on. An unreachable server is no reason.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The idempotent producer has lost its place; a new process begins at `logged`.
+    #[error("{0}")]
+    Producer(SendError),
+}
+
+type Reading = BoxFuture<'static, Result<Vec<(LaneId, Vec<Entry>)>, LaneError>>;
+
+/// The role: see the module's comment.
+pub struct Relay {
+    lanes: Lanes,
+    catalog: Catalog,
+    ledger: Ledger,
+    producer: Producer,
+    options: config::Relay,
+    /// Names this process in leases.
+    name: String,
+    metrics: Metrics,
+    outbound: HashMap<LaneId, Outbound>,
+    deliveries: FuturesUnordered<BoxFuture<'static, Delivery>>,
+    /// When to try for the lease of a lane again.
+    retry_at: HashMap<LaneId, Instant>,
+    /// Lanes of archived sales that have left Redis.
+    gone: HashSet<LaneId>,
+}
+
+impl Relay {
+    pub fn new(
+        lanes: Lanes,
+        catalog: Catalog,
+        ledger: Ledger,
+        producer: Producer,
+        options: config::Relay,
+        registry: &mut Registry,
+    ) -> Self {
+        Self {
+            lanes,
+            catalog,
+            ledger,
+            producer,
+            options,
+            name: format!("relay-{:016x}", rand::random::<u64>()),
+            metrics: Metrics::register(registry),
+            outbound: HashMap::new(),
+            deliveries: FuturesUnordered::new(),
+            retry_at: HashMap::new(),
+            gone: HashSet::new(),
+        }
+    }
+
+    /// Relays until shut down; then waits for what is on its way, tells the lanes and gives back
+    /// its leases. Redis, Kafka or the database away is a pause, never an end.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), RelayError> {
+        let mut marks = tokio::time::interval(MARKS_INTERVAL);
+        marks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut reading: Option<Reading> = None;
+        loop {
+            if reading.is_none() {
+                reading = self.read();
+            }
+            let read = async {
+                match reading.as_mut() {
+                    Some(reading) => reading.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                Some(delivered) = self.deliveries.next() => self.delivered(delivered)?,
+                found = read => {
+                    reading = None;
+                    self.found(found)?;
+                }
+                _ = marks.tick() => {
+                    self.take_leases().await;
+                    self.advance(millis(self.options.lease_ms)).await;
+                }
+            }
+        }
+        while let Some(delivered) = self.deliveries.next().await {
+            self.delivered(delivered)?;
+        }
+        // A lease of a moment: the next relay need not wait for it to run out.
+        self.advance(Duration::from_millis(1)).await;
+        Ok(())
+    }
+
+    /// Tries for the lease of every lane that this relay does not have.
+    async fn take_leases(&mut self) {
+        let now = Instant::now();
+        let retry = millis(self.options.lease_ms / 2);
+        for sale in self.catalog.sales() {
+            for (lane, place) in sale.lane_ids().zip(&sale.lanes) {
+                let waits = self.retry_at.get(&lane).is_some_and(|at| *at > now);
+                if waits || self.outbound.contains_key(&lane) || self.gone.contains(&lane) {
+                    continue;
+                }
+                self.retry_at.insert(lane.clone(), now + retry);
+                let Ok(Some(secret)) = self.catalog.secret(sale.secret_version).await else {
+                    continue;
+                };
+                let nothing = Marks { epoch: place.epoch, ..Marks::default() };
+                match self.lanes.advance(&lane, nothing, &self.name, retry * 2).await {
+                    Ok(Advance::Leased { marks, .. }) => {
+                        tracing::info!(%lane, logged = marks.logged, seq = marks.seq, "relaying");
+                        let partition = place.partition;
+                        self.outbound.insert(lane, outbound(partition, secret, marks, now + retry));
+                    }
+                    Ok(Advance::Missing) if sale.phase.archived => {
+                        self.gone.insert(lane);
+                    }
+                    Ok(other) => tracing::debug!(%lane, ?other, "no lease"),
+                    Err(error) => tracing::warn!(%lane, %error, "no lease"),
+                }
+            }
+        }
+        self.metrics.lanes.set(self.outbound.len() as i64);
+    }
+
+    /// Begins to read what has not been sent, from all lanes that have room for more.
+    fn read(&self) -> Option<Reading> {
+        let now = Instant::now();
+        let room = |outbound: &Outbound| {
+            outbound.rest_until <= now
+                && (outbound.unacknowledged() as usize) < self.options.in_flight_max
+        };
+        let from: Vec<_> = self
+            .outbound
+            .iter()
+            .filter(|(_, outbound)| room(outbound))
+            .take(LANES_A_READ)
+            .map(|(lane, outbound)| (lane.clone(), outbound.marks.epoch, outbound.sent))
+            .collect();
+        if from.is_empty() {
+            return None;
+        }
+        let (lanes, options) = (self.lanes.clone(), self.options.clone());
+        let read = async move {
+            lanes.read_outboxes(&from, options.read_max, millis(options.poll_ms)).await
+        };
+        Some(read.boxed())
+    }
+
+    fn found(
+        &mut self,
+        found: Result<Vec<(LaneId, Vec<Entry>)>, LaneError>,
+    ) -> Result<(), RelayError> {
+        match found {
+            Ok(found) => {
+                for (lane, entries) in found {
+                    self.send(&lane, &entries)?;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the outboxes could not be read");
+                let rest_until = Instant::now() + PAUSE;
+                self.outbound.values_mut().for_each(|outbound| outbound.rest_until = rest_until);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the entries of one lane to the producer, in order, as far as it takes them.
+    fn send(&mut self, lane: &LaneId, entries: &[Entry]) -> Result<(), RelayError> {
+        // The lease may have been lost, or the lane rewound, while this was being read.
+        let Some(outbound) = self.outbound.get_mut(lane) else { return Ok(()) };
+        for entry in entries {
+            let events = match outbox::events(lane, &outbound.secret, entry) {
+                Ok(events) => events,
+                Err(error) => {
+                    self.metrics.unreadable.inc();
+                    tracing::error!(%lane, id = entry.0, %error, "an outbox entry cannot be read: the lane waits");
+                    outbound.rest_until = Instant::now() + PAUSE;
+                    return Ok(());
+                }
+            };
+            let (Some(first), Some(last)) = (events.first(), events.last()) else { continue };
+            let (first, last) = (first.seq, last.seq);
+            if last <= outbound.sent {
+                continue;
+            }
+            if first > outbound.sent + 1 {
+                // A read that was begun before a rewind: the next one starts where it must.
+                return Ok(());
+            }
+            let mut sent = Vec::with_capacity(events.len());
+            for event in &events {
+                match self.producer.send(outbound.partition, &encode(event)) {
+                    Ok(delivery) => sent.push(delivery),
+                    Err(fatal @ SendError::Fatal(_)) => return Err(RelayError::Producer(fatal)),
+                    Err(error) => {
+                        tracing::warn!(%lane, %error, "Kafka's producer takes no more");
+                        outbound.rewind();
+                        self.metrics.rewinds.inc();
+                        return Ok(());
+                    }
+                }
+            }
+            self.metrics.sent.inc_by(sent.len() as u64);
+            outbound.sent = last;
+            outbound.in_flight.push_back((last, false));
+            let (lane, generation) = (lane.clone(), outbound.generation);
+            let delivery = async move {
+                let events = sent.len() as u64;
+                let ended = join_all(sent).await.into_iter().collect::<Result<Vec<_>, _>>();
+                let outcome = ended.map(drop);
+                Delivery { lane, generation, seq: last, events, outcome }
+            };
+            self.deliveries.push(delivery.boxed());
+        }
+        Ok(())
+    }
+
+    fn delivered(&mut self, delivered: Delivery) -> Result<(), RelayError> {
+        if let Err(fatal @ SendError::Fatal(_)) = delivered.outcome {
+            return Err(RelayError::Producer(fatal));
+        }
+        let Some(outbound) = self.outbound.get_mut(&delivered.lane) else { return Ok(()) };
+        if outbound.generation != delivered.generation {
+            return Ok(());
+        }
+        match delivered.outcome {
+            Ok(()) => {
+                self.metrics.acknowledged.inc_by(delivered.events);
+                outbound.acknowledge(delivered.seq);
+            }
+            Err(error) => {
+                let lane = &delivered.lane;
+                tracing::warn!(%lane, logged = outbound.marks.logged, %error, "Kafka did not take it: sending again");
+                outbound.rewind();
+                self.metrics.rewinds.inc();
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the database what it has, and tells each lane that has something to learn.
+    async fn advance(&mut self, lease: Duration) {
+        self.copy_recorded().await;
+        let now = Instant::now();
+        let ending = lease < MARKS_INTERVAL;
+        let due = |outbound: &Outbound| {
+            let (told, marks) = (&outbound.told, &outbound.marks);
+            ending
+                || told.logged < marks.logged
+                || told.recorded < marks.recorded
+                || outbound.renew_at <= now
+        };
+        let told: Vec<_> = self
+            .outbound
+            .iter()
+            .filter(|(_, outbound)| due(outbound))
+            .map(|(lane, outbound)| (lane.clone(), outbound.marks))
+            .collect();
+        let answers = join_all(told.iter().map(|(lane, marks)| async {
+            let answer = self.lanes.advance(lane, *marks, &self.name, lease).await;
+            (lane.clone(), *marks, answer)
+        }));
+        for (lane, marks, answer) in answers.await {
+            self.advanced(lane, marks, answer);
+        }
+        self.measure();
+    }
+
+    async fn copy_recorded(&mut self) {
+        let behind: Vec<_> = self
+            .outbound
+            .iter()
+            .filter(|(_, outbound)| outbound.marks.recorded < outbound.marks.logged)
+            .map(|(lane, _)| lane.clone())
+            .collect();
+        if behind.is_empty() {
+            return;
+        }
+        match self.ledger.recorded_many(&behind).await {
+            Ok(recorded) => {
+                for (lane, seq) in recorded {
+                    if let Some(outbound) = self.outbound.get_mut(&lane) {
+                        outbound.marks.recorded = outbound.marks.recorded.max(seq);
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(%error, "the recorded marks could not be read"),
+        }
+    }
+
+    fn advanced(&mut self, lane: LaneId, told: Marks, answer: Result<Advance, LaneError>) {
+        let Some(outbound) = self.outbound.get_mut(&lane) else { return };
+        match answer {
+            Ok(Advance::Leased { marks, .. }) => {
+                outbound.marks.seq = marks.seq;
+                // Another relay may have been further before this one had the lease.
+                outbound.marks.recorded = outbound.marks.recorded.max(marks.recorded);
+                if marks.logged > outbound.sent {
+                    outbound.marks.logged = marks.logged;
+                    outbound.rewind();
+                }
+                outbound.told = told;
+                outbound.renew_at = Instant::now() + millis(self.options.lease_ms / 3);
+            }
+            Ok(lost) => {
+                tracing::info!(%lane, ?lost, "no longer relaying");
+                self.outbound.remove(&lane);
+            }
+            Err(error) => tracing::debug!(%lane, %error, "a lane could not be told its marks"),
+        }
+    }
+
+    fn measure(&self) {
+        let sum = |of: fn(&Marks) -> u64| -> i64 {
+            let behind = |o: &Outbound| o.marks.seq.max(o.sent).saturating_sub(of(&o.marks)) as i64;
+            self.outbound.values().map(behind).sum()
+        };
+        self.metrics.unlogged.set(sum(|marks| marks.logged));
+        self.metrics.unrecorded.set(sum(|marks| marks.recorded));
+    }
+}
+
+fn outbound(partition: i32, secret: Arc<IdSecret>, marks: Marks, renew_at: Instant) -> Outbound {
+    Outbound {
+        partition,
+        secret,
+        marks,
+        sent: marks.logged,
+        in_flight: VecDeque::new(),
+        generation: 0,
+        told: marks,
+        renew_at,
+        rest_until: Instant::now(),
+    }
+}

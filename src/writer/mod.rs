@@ -1,0 +1,407 @@
+//! The writer: Kafka to database, in batches. What is decided about each record is in [`plan`];
+//! what is written, in one transaction behind the lanes' marks, in `ledger`.
+//!
+//! Offsets are committed after the database, and are only a hint where to read on: what is read
+//! twice is a repeat. So neither a crash nor a rebalance loses or repeats anything.
+
+mod metrics;
+pub mod plan;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::bus::BusError;
+use crate::bus::consumer::{Consumer, Received};
+use crate::bus::record::{DecodeError, decode};
+use crate::config::{self, Config, millis};
+use crate::domain::event::Event;
+use crate::domain::ids::LaneId;
+use crate::ledger::{
+    Applied, ApplyError, DeadReason, Ledger, LedgerError, ParkedKey, Place, StoredRecord,
+};
+
+use metrics::ReasonLabel;
+pub use metrics::WriterMetrics;
+use plan::{Arrival, Content, Known, Plan, plan};
+
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How long a partition rests whose lane has too much parked, before it is tried again.
+const HOLD: Duration = Duration::from_secs(1);
+/// How often an idle writer looks for parked records whose turn has come.
+const IDLE_LOOK: Duration = Duration::from_secs(5);
+
+/// Why the writer ends; servers that are merely away are no reason.
+#[derive(Debug, thiserror::Error)]
+pub enum WriterError {
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+/// What to configure.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub kafka: config::Kafka,
+    pub group: String,
+    pub batch_max: usize,
+    pub batch_age: Duration,
+    /// Of one lane.
+    pub parked_max: u64,
+}
+
+impl From<&Config> for Options {
+    fn from(config: &Config) -> Self {
+        Self {
+            kafka: config.kafka.clone(),
+            group: config.writer.group.clone(),
+            batch_max: config.writer.batch_max,
+            batch_age: millis(config.writer.batch_age_ms),
+            parked_max: config.writer.parked_max as u64,
+        }
+    }
+}
+
+/// The writer of one instance; others of the group share the partitions with it.
+#[derive(Debug)]
+pub struct Writer {
+    options: Options,
+    ledger: Ledger,
+    metrics: WriterMetrics,
+}
+
+/// What is left to do of a batch.
+enum Task {
+    Write(Vec<Arrival>),
+    /// Write what was parked and whose turn has come.
+    Unpark,
+}
+
+/// By partition, the first offset that has to be read again.
+type Held = BTreeMap<i32, i64>;
+
+/// The writer was told to stop before the batch could be written.
+struct Stopped;
+
+impl Writer {
+    pub fn new(options: Options, ledger: Ledger, metrics: WriterMetrics) -> Self {
+        Self { options, ledger, metrics }
+    }
+
+    /// Writes until it is told to stop; the batch in hand is finished then.
+    ///
+    /// # Errors
+    /// What somebody has to look at: a wrong setting, a missing right, a schema that does not fit.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), WriterError> {
+        let Options { kafka, group, .. } = &self.options;
+        let consumer = Consumer::new(kafka, group, self.metrics.consumer.clone())?;
+        let mut session = Session { consumer, next: BTreeMap::new(), held: BTreeMap::new() };
+        let outcome = self.session(&mut session, &shutdown).await;
+        // Without this the next session only reads a little again.
+        if let Err(error) = session.consumer.commit_now(session.next).await {
+            tracing::info!(%error, "the last offsets were not committed; they are read again");
+        }
+        outcome
+    }
+
+    async fn session(
+        &self,
+        session: &mut Session,
+        shutdown: &CancellationToken,
+    ) -> Result<(), WriterError> {
+        let mut backoff = Backoff::default();
+        let mut looked_at = None::<Instant>;
+        loop {
+            let received = tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                received = session.consumer.batch(self.options.batch_max, self.options.batch_age) => received,
+            };
+            let records = match received {
+                Ok(records) => records,
+                Err(error @ BusError::Unavailable(_)) => {
+                    tracing::warn!(%error, "reading from Kafka; trying again");
+                    if backoff.rest(shutdown).await.is_err() {
+                        return Ok(());
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            backoff = Backoff::default();
+            let offsets = offsets_after(&records);
+            let mut todo = VecDeque::new();
+            if !records.is_empty() {
+                todo.push_back(Task::Write(records.into_iter().map(read).collect()));
+            } else if looked_at.is_none_or(|at| at.elapsed() > IDLE_LOOK) {
+                // What became ready while no writer ran must not wait for its lane's next event.
+                looked_at = Some(Instant::now());
+                todo.push_back(Task::Unpark);
+            }
+            let Ok(left) = self.write(todo, shutdown).await? else { return Ok(()) };
+            session.next.extend(offsets);
+            session.hold(left)?;
+            session.resume_rested();
+            session.commit();
+            self.metrics.held_partitions.set(gauge(session.held.len()));
+        }
+    }
+
+    /// Works off the tasks, however long the database is away. Nothing that it was given is lost:
+    /// it is written, parked, a dead letter, or to be read again from what this returns.
+    async fn write(
+        &self,
+        mut todo: VecDeque<Task>,
+        shutdown: &CancellationToken,
+    ) -> Result<Result<Held, Stopped>, WriterError> {
+        let mut held = Held::new();
+        let mut backoff = Backoff::default();
+        while let Some(task) = todo.pop_front() {
+            match self.attempt(&task).await {
+                Ok(done) => {
+                    backoff = Backoff::default();
+                    self.metrics.paused.set(0);
+                    for (partition, offset) in done.held {
+                        let first = held.entry(partition).or_insert(offset);
+                        *first = offset.min(*first);
+                    }
+                    if done.ready {
+                        todo.push_front(Task::Unpark);
+                    }
+                    if !done.arrivals.is_empty() {
+                        todo.push_front(Task::Write(done.arrivals));
+                    }
+                }
+                Err(ApplyError::Unfit(detail)) => {
+                    let Task::Write(arrivals) = task else {
+                        return Err(LedgerError::Corrupt { what: "parked record", detail }.into());
+                    };
+                    narrow(arrivals, detail, &mut todo)?;
+                }
+                Err(ApplyError::MarkMoved) => {
+                    self.metrics.marks_moved.inc();
+                    todo.push_front(task);
+                    if backoff.rest(shutdown).await.is_err() {
+                        return Ok(Err(Stopped));
+                    }
+                }
+                Err(ApplyError::Ledger(error @ LedgerError::Unavailable(_))) => {
+                    tracing::warn!(%error, "writing to the database; trying again");
+                    self.metrics.paused.set(1);
+                    self.metrics.retries.inc();
+                    todo.push_front(task);
+                    if backoff.rest(shutdown).await.is_err() {
+                        return Ok(Err(Stopped));
+                    }
+                }
+                Err(ApplyError::Ledger(error)) => return Err(error.into()),
+            }
+        }
+        Ok(Ok(held))
+    }
+
+    async fn attempt(&self, task: &Task) -> Result<Done, ApplyError> {
+        let arrivals = match task {
+            Task::Write(arrivals) => arrivals,
+            Task::Unpark => {
+                let limit = u32::try_from(self.options.batch_max).unwrap_or(u32::MAX);
+                let ready = self.ledger.ready_parked(limit).await?;
+                let arrivals = ready.into_iter().map(read_parked).collect();
+                return Ok(Done { arrivals, ..Done::default() });
+            }
+        };
+        let known = self.ask(arrivals).await?;
+        let plan = plan(arrivals, &known, self.options.parked_max);
+        if plan.batch.is_empty() {
+            self.metrics.repeats.inc_by(plan.repeats);
+            return Ok(Done { held: plan.held, ..Done::default() });
+        }
+        let began = Instant::now();
+        let applied = self.ledger.apply(&plan.batch).await?;
+        self.metrics.batch_duration.observe(began.elapsed().as_secs_f64());
+        self.tell(&plan, applied);
+        Ok(Done { held: plan.held, ready: applied.ready, arrivals: Vec::new() })
+    }
+
+    /// Reads what has to be known to decide about these.
+    async fn ask(&self, arrivals: &[Arrival]) -> Result<Known, LedgerError> {
+        let events = || arrivals.iter().filter_map(|arrival| Some((arrival, arrival.event()?)));
+        let lanes: HashSet<&LaneId> = events().map(|(_, event)| &event.lane).collect();
+        if lanes.is_empty() {
+            return Ok(Known::default());
+        }
+        let lanes: Vec<LaneId> = lanes.into_iter().cloned().collect();
+        let marks = self.ledger.lane_marks(&lanes).await?;
+        let (mut passed, mut waiting) = (Vec::new(), Vec::new());
+        for (arrival, event) in events() {
+            let Some(mark) = marks.get(&event.lane) else { continue };
+            if event.seq <= mark.recorded {
+                passed.push((event.lane.clone(), event.seq));
+            } else if mark.parked > 0 && arrival.parked.is_none() {
+                waiting.push(arrival.parked_key(event));
+            }
+        }
+        let (mut recorded, mut parked) = (HashMap::new(), HashSet::new());
+        if !passed.is_empty() {
+            recorded = self.ledger.recorded_events(&passed).await?;
+        }
+        if !waiting.is_empty() {
+            parked = self.ledger.parked_among(&waiting).await?;
+        }
+        Ok(Known { marks, recorded, parked })
+    }
+
+    fn tell(&self, plan: &Plan, applied: Applied) {
+        let metrics = &self.metrics;
+        metrics.batches.inc();
+        metrics.events.inc_by(plan.batch.events.len() as u64);
+        metrics.rows.inc_by(applied.rows);
+        metrics.repeats.inc_by(plan.repeats);
+        metrics.parked.inc_by(applied.parked);
+        if let Some(newest) = plan.batch.events.iter().map(|event| event.at).max() {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let age_s = now.as_secs_f64() - newest.millis() as f64 / 1000.0;
+            metrics.event_age.set(age_s.max(0.0));
+        }
+        for letter in &plan.batch.dead {
+            let reason = letter.reason.as_str();
+            metrics.dead_letters.get_or_create(&ReasonLabel { reason }).inc();
+            let StoredRecord { partition, offset, .. } = letter.record;
+            tracing::error!(reason, detail = letter.detail, partition, offset, place = ?letter.place,
+                "a record is a dead letter");
+        }
+    }
+}
+
+/// What one attempt came to.
+#[derive(Default)]
+struct Done {
+    held: Held,
+    /// Parked records wait whose turn has come.
+    ready: bool,
+    /// To be written next.
+    arrivals: Vec<Arrival>,
+}
+
+/// One membership in the group.
+struct Session {
+    consumer: Consumer,
+    /// By partition, the offset to read next.
+    next: BTreeMap<i32, i64>,
+    /// Partitions that rest, and since when.
+    held: BTreeMap<i32, Instant>,
+}
+
+impl Session {
+    /// Lets partitions rest whose next record finds no room: they go on where it is.
+    fn hold(&mut self, left: Held) -> Result<(), BusError> {
+        for (partition, offset) in left {
+            tracing::warn!(partition, offset, "a lane has writer.parked_max parked: reading rests");
+            self.next.insert(partition, offset);
+            match self.consumer.pause_at(partition, offset) {
+                // Taken from us meanwhile: whoever has it now reads from what is committed.
+                Ok(()) | Err(BusError::Unavailable(_)) => {}
+                Err(error) => return Err(error),
+            }
+            self.held.insert(partition, Instant::now());
+        }
+        Ok(())
+    }
+
+    fn resume_rested(&mut self) {
+        let consumer = &self.consumer;
+        self.held.retain(|&partition, since| {
+            let rests = since.elapsed() < HOLD;
+            if !rests && let Err(error) = consumer.resume(partition) {
+                tracing::debug!(%error, partition, "not resumed: it was taken meanwhile");
+            }
+            rests
+        });
+    }
+
+    fn commit(&self) {
+        if let Err(error) = self.consumer.commit(&self.next) {
+            tracing::debug!(%error, "offsets were not committed; they are read again");
+        }
+    }
+}
+
+/// Gets nearer to the event that the database refuses: the halves are tried one after the other,
+/// and a single one is a dead letter. What follows it in its lane finds a gap and is parked.
+fn narrow(
+    mut arrivals: Vec<Arrival>,
+    detail: String,
+    todo: &mut VecDeque<Task>,
+) -> Result<(), LedgerError> {
+    // In each lane's order, or what is fine could park only since its half came first.
+    arrivals.sort_by_cached_key(|a| a.event().map(|event| (event.lane.clone(), event.seq)));
+    if arrivals.len() > 1 {
+        let rest = arrivals.split_off(arrivals.len() / 2);
+        todo.push_front(Task::Write(rest));
+    } else if let [arrival] = arrivals.as_mut_slice() {
+        let Content::Event(event) = &arrival.content else {
+            // Dead letters are stored as bytes: the database has no reason to refuse one.
+            return Err(LedgerError::Corrupt { what: "dead letter", detail });
+        };
+        let place = Some(place(event));
+        arrival.content = Content::Dead { reason: DeadReason::NotApplicable, detail, place };
+    }
+    todo.push_front(Task::Write(arrivals));
+    Ok(())
+}
+
+fn place(event: &Event) -> Place {
+    Place { lane: event.lane.clone(), epoch: event.epoch, seq: event.seq }
+}
+
+fn offsets_after(records: &[Received]) -> BTreeMap<i32, i64> {
+    // Records of one partition come in order, so the last one counts.
+    records.iter().map(|record| (record.partition, record.offset + 1)).collect()
+}
+
+fn read(record: Received) -> Arrival {
+    let Received { topic, partition, offset, headers, payload } = record;
+    let record = StoredRecord { topic, partition, offset, headers, payload };
+    Arrival { content: content(&record), record, parked: None }
+}
+
+fn read_parked(parked: crate::ledger::Parked) -> Arrival {
+    let key: ParkedKey = parked.key();
+    Arrival { content: content(&parked.record), record: parked.record, parked: Some(key) }
+}
+
+fn content(record: &StoredRecord) -> Content {
+    let headers = record.headers.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
+    match decode(headers, &record.payload) {
+        Ok(event) => Content::Event(Box::new(event)),
+        Err(DecodeError { detail, position }) => Content::Dead {
+            reason: DeadReason::Undecodable,
+            detail,
+            place: position.map(|at| Place { lane: at.lane, epoch: at.epoch, seq: at.seq }),
+        },
+    }
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// Rests that grow, with jitter, so that writers do not come back all at once.
+#[derive(Default)]
+struct Backoff {
+    rests: u32,
+}
+
+impl Backoff {
+    async fn rest(&mut self, shutdown: &CancellationToken) -> Result<(), Stopped> {
+        let longest = BACKOFF_MIN.saturating_mul(1 << self.rests.min(10)).min(BACKOFF_MAX);
+        self.rests += 1;
+        let rest = longest.mul_f64(rand::random_range(0.5..1.0));
+        tokio::select! {
+            () = shutdown.cancelled() => Err(Stopped),
+            () = tokio::time::sleep(rest) => Ok(()),
+        }
+    }
+}

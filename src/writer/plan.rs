@@ -1,0 +1,377 @@
+//! What becomes of each record of a batch: decided here, without asking anybody, from what was
+//! read of the database before.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::domain::event::{Body, Event};
+use crate::domain::ids::LaneId;
+use crate::ledger::{
+    Batch, DeadLetter, DeadReason, LaneMark, LaneMove, Parked, ParkedKey, Place, RecordedEvent,
+    StoredRecord,
+};
+
+/// A record and what it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrival {
+    pub record: StoredRecord,
+    pub content: Content,
+    /// Its place in the parked records, if it waited there.
+    pub parked: Option<ParkedKey>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    Event(Box<Event>),
+    /// Known to be a dead letter before anything is asked.
+    Dead {
+        reason: DeadReason,
+        detail: String,
+        place: Option<Place>,
+    },
+}
+
+impl Arrival {
+    /// Where it is to be parked, or is.
+    pub fn parked_key(&self, event: &Event) -> ParkedKey {
+        self.parked.clone().unwrap_or_else(|| ParkedKey {
+            lane: event.lane.clone(),
+            seq: event.seq,
+            digest: self.record.digest(),
+        })
+    }
+
+    pub fn event(&self) -> Option<&Event> {
+        match &self.content {
+            Content::Event(event) => Some(event),
+            Content::Dead { .. } => None,
+        }
+    }
+}
+
+/// What the database knew when it was asked.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// Of each lane that exists.
+    pub marks: HashMap<LaneId, LaneMark>,
+    /// What was recorded under seqs that a mark has passed.
+    pub recorded: HashMap<(LaneId, u64), RecordedEvent>,
+    /// Which records of the batch are parked already.
+    pub parked: HashSet<ParkedKey>,
+}
+
+/// What to write, and what to leave in Kafka.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub batch: Batch,
+    /// Records that say what was said before.
+    pub repeats: u64,
+    /// By partition, the first record that can neither be applied nor parked: its lane has as many
+    /// parked as it may. Everything before it is dealt with.
+    pub held: BTreeMap<i32, i64>,
+}
+
+/// What tells an event from another that claims its seq.
+pub fn identity(event: &Event) -> RecordedEvent {
+    let entity = match &event.body {
+        Body::Order(step) => Some(step.order.id.to_string()),
+        Body::Adjusted(adjustment) => Some(adjustment.id.to_string()),
+        Body::Sale(_) => None,
+    };
+    let event_type = event.body.kind().to_owned();
+    RecordedEvent { epoch: event.epoch, event: event_type, entity, at: event.at }
+}
+
+/// Decides about a batch. Each lane is taken in order of its seqs, and records of one seq in the
+/// order in which they came.
+pub fn plan(arrivals: &[Arrival], known: &Known, parked_max: u64) -> Plan {
+    let mut plan = Plan::default();
+    let mut lanes: BTreeMap<&LaneId, Vec<(&Arrival, &Event)>> = BTreeMap::new();
+    for arrival in arrivals {
+        match &arrival.content {
+            Content::Event(event) => lanes.entry(&event.lane).or_default().push((arrival, event)),
+            Content::Dead { reason, detail, place } => {
+                plan.bury(arrival, *reason, detail.clone(), place.clone());
+            }
+        }
+    }
+    for (lane, mut arrived) in lanes {
+        arrived.sort_by_key(|(_, event)| event.seq);
+        match known.marks.get(lane) {
+            Some(mark) => plan.lane(lane, *mark, &arrived, known, parked_max),
+            None => {
+                for (arrival, event) in arrived {
+                    let detail = "no such lane was made".to_owned();
+                    plan.bury(arrival, DeadReason::UnknownLane, detail, Some(place(event)));
+                }
+            }
+        }
+    }
+    plan
+}
+
+fn place(event: &Event) -> Place {
+    Place { lane: event.lane.clone(), epoch: event.epoch, seq: event.seq }
+}
+
+/// What one event is to its lane.
+enum Fate {
+    Apply,
+    Repeat,
+    Wait,
+    Dead(DeadReason, String),
+}
+
+impl Plan {
+    fn lane(
+        &mut self,
+        lane: &LaneId,
+        mark: LaneMark,
+        arrived: &[(&Arrival, &Event)],
+        known: &Known,
+        parked_max: u64,
+    ) {
+        let first = self.batch.events.len();
+        let (mut recorded, mut parked) = (mark.recorded, mark.parked);
+        let mut parks = false;
+        for &(arrival, event) in arrived {
+            let before = if event.seq <= mark.recorded {
+                known.recorded.get(&(lane.clone(), event.seq)).cloned()
+            } else {
+                // Applied by this very batch, if at all: its lane's events follow without a gap.
+                let index = first + (event.seq - mark.recorded - 1) as usize;
+                self.batch.events.get(index).map(identity)
+            };
+            match fate(event, mark, recorded, before) {
+                Fate::Apply => {
+                    recorded = event.seq;
+                    self.batch.events.push(event.clone());
+                    self.batch.unpark.extend(arrival.parked.clone());
+                }
+                Fate::Repeat => {
+                    self.repeats += 1;
+                    self.batch.unpark.extend(arrival.parked.clone());
+                }
+                Fate::Dead(reason, detail) => {
+                    self.bury(arrival, reason, detail, Some(place(event)));
+                }
+                Fate::Wait if known.parked.contains(&arrival.parked_key(event)) => {}
+                Fate::Wait if arrival.parked.is_some() => {}
+                Fate::Wait if parked < parked_max => {
+                    parked += 1;
+                    parks = true;
+                    self.park(arrival, event);
+                }
+                Fate::Wait => self.hold(arrival),
+            }
+        }
+        if recorded > mark.recorded || parks {
+            self.batch.moves.push(LaneMove {
+                lane: lane.clone(),
+                epoch: mark.epoch,
+                expected: mark.recorded,
+                recorded,
+            });
+        }
+    }
+
+    fn bury(
+        &mut self,
+        arrival: &Arrival,
+        reason: DeadReason,
+        detail: String,
+        place: Option<Place>,
+    ) {
+        self.batch.unpark.extend(arrival.parked.clone());
+        self.batch.dead.push(DeadLetter { reason, detail, place, record: arrival.record.clone() });
+    }
+
+    fn park(&mut self, arrival: &Arrival, event: &Event) {
+        self.batch.park.push(Parked {
+            lane: event.lane.clone(),
+            seq: event.seq,
+            record: arrival.record.clone(),
+        });
+    }
+
+    fn hold(&mut self, arrival: &Arrival) {
+        let StoredRecord { partition, offset, .. } = arrival.record;
+        let first = self.held.entry(partition).or_insert(offset);
+        *first = offset.min(*first);
+    }
+}
+
+fn fate(event: &Event, mark: LaneMark, recorded: u64, before: Option<RecordedEvent>) -> Fate {
+    if event.seq <= recorded {
+        let mine = identity(event);
+        return match before {
+            Some(before) if before == mine => Fate::Repeat,
+            _ if event.epoch < mark.epoch => stale(event, mark),
+            before => Fate::Dead(DeadReason::Fork, fork(&mine, before.as_ref())),
+        };
+    }
+    if event.epoch < mark.epoch {
+        return stale(event, mark);
+    }
+    if event.epoch > mark.epoch {
+        let detail = format!("epoch {} was never given out, {} is", event.epoch, mark.epoch);
+        return Fate::Dead(DeadReason::UnknownEpoch, detail);
+    }
+    if event.seq == recorded + 1 { Fate::Apply } else { Fate::Wait }
+}
+
+fn stale(event: &Event, mark: LaneMark) -> Fate {
+    let detail = format!("epoch {} has ended, {} is open", event.epoch, mark.epoch);
+    Fate::Dead(DeadReason::StaleEpoch, detail)
+}
+
+fn fork(mine: &RecordedEvent, before: Option<&RecordedEvent>) -> String {
+    let show = |event: &RecordedEvent| {
+        let entity = event.entity.as_deref().unwrap_or("the sale");
+        format!("{} of {entity} at {} in epoch {}", event.event, event.at, event.epoch)
+    };
+    match before {
+        Some(before) => format!("recorded is {}; this is {}", show(before), show(mine)),
+        None => format!("its seq is recorded, but the ledger lacks it; this is {}", show(mine)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::event::SaleStep;
+    use crate::domain::time::Timestamp;
+
+    fn lane() -> LaneId {
+        LaneId { sale: "s".parse().unwrap(), lane: 0 }
+    }
+
+    /// An event whose time is its content: another `at` is another event.
+    fn event(epoch: u32, seq: u64, at: i64) -> Event {
+        Event {
+            lane: lane(),
+            epoch,
+            seq,
+            at: Timestamp::from_millis(at),
+            traceparent: None,
+            body: Body::Sale(SaleStep::Archived),
+        }
+    }
+
+    fn arrival(event: Event, offset: i64) -> Arrival {
+        let record = StoredRecord {
+            topic: "t".into(),
+            partition: 3,
+            offset,
+            headers: Vec::new(),
+            payload: format!("{event:?}").into_bytes(),
+        };
+        Arrival { record, content: Content::Event(Box::new(event)), parked: None }
+    }
+
+    fn known(epoch: u32, recorded: u64, parked: u64) -> Known {
+        let seqs = 1..=recorded;
+        Known {
+            marks: [(lane(), LaneMark { epoch, recorded, parked })].into(),
+            recorded: seqs.map(|seq| ((lane(), seq), identity(&event(1, seq, 0)))).collect(),
+            parked: HashSet::new(),
+        }
+    }
+
+    fn decide(events: Vec<Event>, known: &Known) -> Plan {
+        let arrivals: Vec<_> =
+            (0..).zip(events).map(|(offset, event)| arrival(event, offset)).collect();
+        plan(&arrivals, known, 100)
+    }
+
+    fn applied(plan: &Plan) -> Vec<u64> {
+        plan.batch.events.iter().map(|event| event.seq).collect()
+    }
+
+    #[test]
+    fn what_follows_the_mark_is_applied_and_what_leaves_a_gap_waits() {
+        let plan = decide(
+            vec![event(1, 5, 0), event(1, 3, 0), event(1, 7, 0), event(1, 4, 0)],
+            &known(1, 2, 0),
+        );
+        assert_eq!(applied(&plan), [3, 4, 5]);
+        assert_eq!(plan.batch.park.iter().map(|p| p.seq).collect::<Vec<_>>(), [7]);
+        let moved = &plan.batch.moves[0];
+        assert_eq!((moved.expected, moved.recorded), (2, 5));
+    }
+
+    #[test]
+    fn the_same_again_is_a_repeat_and_another_content_is_a_fork() {
+        let events =
+            vec![event(1, 1, 0), event(1, 2, 99), event(1, 3, 0), event(1, 3, 0), event(1, 3, 7)];
+        let plan = decide(events, &known(1, 2, 0));
+        assert_eq!((applied(&plan), plan.repeats), (vec![3], 2));
+        let reasons: Vec<_> = plan.batch.dead.iter().map(|letter| letter.reason).collect();
+        assert_eq!(reasons, [DeadReason::Fork, DeadReason::Fork]);
+    }
+
+    #[test]
+    fn an_older_epoch_is_stale_unless_it_only_says_what_is_recorded() {
+        let events =
+            vec![event(1, 1, 0), event(1, 2, 9), event(1, 3, 0), event(2, 3, 0), event(3, 4, 0)];
+        let plan = decide(events, &known(2, 2, 0));
+        assert_eq!((applied(&plan), plan.repeats), (vec![3], 1));
+        let reasons: Vec<_> = plan.batch.dead.iter().map(|letter| letter.reason).collect();
+        use DeadReason::{StaleEpoch, UnknownEpoch};
+        assert_eq!(reasons, [StaleEpoch, StaleEpoch, UnknownEpoch]);
+    }
+
+    #[test]
+    fn an_unknown_lane_is_a_dead_letter() {
+        let plan = decide(vec![event(1, 1, 0)], &Known::default());
+        assert_eq!(plan.batch.dead[0].reason, DeadReason::UnknownLane);
+        assert!(plan.batch.moves.is_empty());
+    }
+
+    #[test]
+    fn beyond_the_bound_records_are_left_in_kafka_and_what_is_parked_is_not_counted_twice() {
+        let arrivals: Vec<_> =
+            [5, 6, 7].into_iter().map(|seq| arrival(event(1, seq, 0), 10 + seq as i64)).collect();
+        let mut known = known(1, 2, 1);
+        known.parked = [arrivals[0].parked_key(&event(1, 5, 0))].into();
+        let plan = plan(&arrivals, &known, 2);
+        assert_eq!(plan.batch.park.iter().map(|p| p.seq).collect::<Vec<_>>(), [6]);
+        assert_eq!(plan.held, [(3, 17)].into());
+    }
+
+    proptest! {
+        /// Whatever order, repetition and batches records come in, each lane is applied in order,
+        /// without a gap, and once; and nothing is lost.
+        #[test]
+        fn every_event_is_applied_once_and_in_order(
+            seqs in prop::collection::vec(1..=12u64, 1..60),
+            cut in prop::sample::Index::arbitrary(),
+        ) {
+            let mut known = known(1, 0, 0);
+            let mut waiting: Vec<Arrival> = Vec::new();
+            let (head, tail) = seqs.split_at(cut.index(seqs.len()));
+            for part in [head, tail] {
+                let mut arrivals = std::mem::take(&mut waiting);
+                arrivals.extend(part.iter().map(|seq| arrival(event(1, *seq, 0), 0)));
+                let plan = plan(&arrivals, &known, u64::MAX);
+                prop_assert!(plan.batch.dead.is_empty() && plan.held.is_empty());
+                let mark = known.marks.get_mut(&lane()).unwrap();
+                for event in &plan.batch.events {
+                    prop_assert_eq!(event.seq, mark.recorded + 1);
+                    mark.recorded = event.seq;
+                    known.recorded.insert((lane(), event.seq), identity(event));
+                }
+                waiting = plan.batch.park.iter().map(|p| arrival(event(1, p.seq, 0), 0)).collect();
+            }
+            let whole = (1..).find(|seq| !seqs.contains(seq)).unwrap() - 1;
+            prop_assert_eq!(known.marks[&lane()].recorded, whole);
+            let mut left: Vec<u64> = waiting.iter().filter_map(Arrival::event).map(|e| e.seq).collect();
+            left.dedup();
+            let mut expected: Vec<u64> = seqs.iter().copied().filter(|seq| *seq > whole).collect();
+            expected.sort_unstable();
+            expected.dedup();
+            prop_assert_eq!(left, expected);
+        }
+    }
+}

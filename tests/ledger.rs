@@ -1,0 +1,268 @@
+//! The ledger against a real PostgreSQL: migrations, catalog, lists, and whether the queries that
+//! were checked at compile time still fit.
+
+#[allow(dead_code, reason = "shared with the writer's tests, which use the rest")]
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use holdfast::config;
+use holdfast::domain::names::{KeyName, SaleId};
+use holdfast::domain::sale::State;
+use holdfast::domain::time::Timestamp;
+use holdfast::ledger::catalog::CatalogMetrics;
+use holdfast::ledger::{Batch, Catalog, Ledger, LedgerError, OrderFilter, Scope};
+use sqlx::Row as _;
+use support::{actor, definition, pool, unique, until};
+
+async fn ledger(name: &str) -> (Ledger, config::Database) {
+    let database = support::database(&unique(name));
+    let ledger = Ledger::new(&database).unwrap();
+    ledger.migrate().await.unwrap();
+    (ledger, database)
+}
+
+fn catalog(ledger: &Ledger) -> Catalog {
+    Catalog::new(ledger.clone(), &config::Catalog { refresh_ms: 10_000 }, CatalogMetrics::default())
+}
+
+async fn define(ledger: &Ledger, sale: &str, stock: i64) -> SaleId {
+    let sale: SaleId = sale.parse().unwrap();
+    ledger.begin_definition(&sale, &[3], 1).await.unwrap();
+    let lock = ledger.lock_sale(&sale).await.unwrap();
+    let version = lock.current().map_or(0, |sale| sale.version) + 1;
+    lock.commit_definition(version, &definition(stock), &actor()).await.unwrap();
+    sale
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_may_migrate_at_once_and_agree_on_the_secret() {
+    let database = support::database(&unique("migrate"));
+    let ledgers: Vec<_> = (0..4).map(|_| Ledger::new(&database).unwrap()).collect();
+    for outcome in join_all(ledgers.iter().map(Ledger::migrate)).await {
+        outcome.unwrap();
+    }
+    assert_eq!(ledgers[0].id_secrets().await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_prepared_queries_fit_the_migrations() {
+    let (_, database) = ledger("fits").await;
+    let pool = pool(&database);
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/.sqlx");
+    let mut checked = 0;
+    for file in std::fs::read_dir(folder).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        let stored: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let query = stored["query"].as_str().unwrap();
+        let prepare = format!("PREPARE fits AS {query}");
+        let mut connection = pool.acquire().await.unwrap();
+        let outcome = sqlx::raw_sql(sqlx::AssertSqlSafe(prepare)).execute(&mut *connection).await;
+        assert!(outcome.is_ok(), "prepare .sqlx anew: {outcome:?}\n{query}");
+        let described =
+            sqlx::query("SELECT cardinality(parameter_types) FROM pg_prepared_statements")
+                .fetch_one(&mut *connection)
+                .await
+                .unwrap();
+        let parameters = stored["describe"]["parameters"]["Left"].as_array().map_or(0, Vec::len);
+        assert_eq!(described.get::<i32, _>(0), parameters as i32, "{query}");
+        sqlx::raw_sql("DEALLOCATE fits").execute(&mut *connection).await.unwrap();
+        checked += 1;
+    }
+    assert!(checked > 30, "{checked}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_is_append_only() {
+    let stack = support::Stack::new("append").await;
+    let mut lane = stack.lane("s", 0).await;
+    let event = lane.defined(1);
+    let moves = vec![holdfast::ledger::LaneMove {
+        lane: lane.id.clone(),
+        epoch: 1,
+        expected: 0,
+        recorded: 1,
+    }];
+    let batch = Batch { moves, events: vec![event], ..Batch::default() };
+    stack.ledger.apply(&batch).await.unwrap();
+    for sql in ["UPDATE ledger SET held = 1", "DELETE FROM ledger", "TRUNCATE ledger"] {
+        let error = sqlx::query(sql).execute(&stack.pool).await.unwrap_err().to_string();
+        assert!(error.contains("append-only"), "{error}");
+    }
+    let again = stack.ledger.apply(&batch).await.unwrap_err();
+    assert!(matches!(again, holdfast::ledger::ApplyError::MarkMoved), "{again}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_instance_has_just_made_is_found_at_once() {
+    let (ledger, _) = ledger("catalog").await;
+    let catalog = catalog(&ledger);
+    let (sale, key): (SaleId, [u8; 32]) = ("new".parse().unwrap(), rand::random());
+    assert_eq!(catalog.sale(&sale).await.unwrap(), None);
+    define(&ledger, "new", 7).await;
+    let stored = ledger.insert_key(&actor(), Scope::Operator, &key).await.unwrap();
+    let found = catalog.sale(&sale).await.unwrap().unwrap();
+    assert_eq!((found.version, found.definition.skus[0].stock), (1, 7));
+    assert_eq!(catalog.key(&key).await.unwrap().as_deref(), Some(&stored));
+    assert_eq!(ledger.revoke_keys("ops").await.unwrap(), 1);
+    catalog.refresh().await.unwrap();
+    assert_eq!(catalog.key(&key).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_who_miss_at_once_share_one_read() {
+    let (ledger, _) = ledger("coalesce").await;
+    let catalog = Arc::new(catalog(&ledger));
+    let sales: Vec<SaleId> = (0..200).map(|n| format!("none-{n}").parse().unwrap()).collect();
+    let began = std::time::Instant::now();
+    for found in join_all(sales.iter().map(|sale| catalog.sale(sale))).await {
+        assert_eq!(found.unwrap(), None);
+    }
+    assert!(began.elapsed() < Duration::from_secs(2), "200 misses took {:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_copy_serves_while_the_database_is_away_and_a_miss_says_so() {
+    let (ledger, database) = ledger("away").await;
+    let sale = define(&ledger, "s", 1).await;
+    let catalog = catalog(&ledger);
+    catalog.refresh().await.unwrap();
+    ledger.close().await;
+    assert!(catalog.sale(&sale).await.unwrap().is_some());
+    let miss = catalog.sale(&"other".parse().unwrap()).await;
+    assert!(matches!(miss, Err(LedgerError::Unavailable(_))), "{miss:?}");
+
+    let nowhere = "postgres://nobody@127.0.0.1:1/nothing".to_owned();
+    let away = Ledger::new(&config::Database { url: nowhere, ..database }).unwrap();
+    let error = away.migrate().await.unwrap_err();
+    assert!(matches!(error, LedgerError::Unavailable(_)), "{error}");
+    let error = away.recorded_many(&[]).await.unwrap_err();
+    assert!(matches!(error, LedgerError::Unavailable(_)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn definitions_of_one_sale_wait_for_each_other() {
+    let (ledger, _) = ledger("lock").await;
+    let sale = define(&ledger, "s", 1).await;
+    let lock = ledger.lock_sale(&sale).await.unwrap();
+    assert_eq!(lock.current().unwrap().version, 1);
+    let second = tokio::spawn({
+        let (ledger, sale) = (ledger.clone(), sale.clone());
+        async move { ledger.lock_sale(&sale).await.unwrap().current().unwrap().version }
+    });
+    lock.commit_definition(2, &definition(2), &actor()).await.unwrap();
+    assert_eq!(second.await.unwrap(), 2);
+    assert_eq!(ledger.sale(&sale).await.unwrap().unwrap().definition, definition(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sales_are_listed_by_state_in_pages_newest_first() {
+    let (ledger, database) = ledger("sales").await;
+    for number in 0..5 {
+        define(&ledger, &format!("s{number}"), 1).await;
+    }
+    ledger.begin_definition(&"unseen".parse().unwrap(), &[0], 1).await.unwrap();
+    let now = Timestamp::from_millis(1_800_000_000_000);
+    let (mut seen, mut cursor) = (Vec::new(), None);
+    loop {
+        let page = ledger.list_sales(Some(State::Open), now, cursor.as_ref(), 2).await.unwrap();
+        seen.extend(page.items.iter().map(|sale| sale.id.to_string()));
+        cursor = page.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, ["s4", "s3", "s2", "s1", "s0"]);
+    sqlx::query("UPDATE sales SET paused = true WHERE sale_id = 's2'")
+        .execute(&pool(&database))
+        .await
+        .unwrap();
+    let paused = ledger.list_sales(Some(State::Paused), now, None, 9).await.unwrap();
+    assert_eq!(paused.items.len(), 1);
+    assert_eq!(ledger.list_sales(Some(State::Closed), now, None, 9).await.unwrap().items, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_list_of_orders_walks_an_index_and_misses_none() {
+    let stack = support::Stack::new("lists").await;
+    let mut lane = stack.lane("s", 0).await;
+    let events = lane.story(90);
+    let writer = stack.writer();
+    stack.send(&lane, &events).await;
+    stack.until_recorded(&lane, lane.seq).await;
+    writer.stop().await;
+    let sale = Some(lane.id.sale.clone());
+    let buyer = Some("buyer-7".parse().unwrap());
+    for (filter, expected) in [
+        (OrderFilter::default(), 90),
+        (OrderFilter { sale: sale.clone(), ..OrderFilter::default() }, 90),
+        (
+            OrderFilter { sale, status: Some(holdfast::domain::order::Status::Held), buyer: None },
+            30,
+        ),
+        (OrderFilter { buyer, ..OrderFilter::default() }, 1),
+    ] {
+        let (mut seen, mut cursor) = (Vec::new(), None);
+        loop {
+            let page = stack.ledger.list_orders(&filter, cursor.as_ref(), 7).await.unwrap();
+            seen.extend(page.items.into_iter().map(|order| (order.created_at, order.id)));
+            cursor = page.next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        assert_eq!(seen.len(), expected, "{filter:?}");
+        assert!(seen.windows(2).all(|pair| pair[0] > pair[1]), "newest first: {filter:?}");
+    }
+    explain_the_list_of_a_sale(&stack).await;
+}
+
+/// Among many sales, one sale's list of one status reads that sale's part of its index only.
+async fn explain_the_list_of_a_sale(stack: &support::Stack) {
+    sqlx::raw_sql(
+        "INSERT INTO orders SELECT 'o' || n, 'sale-' || n % 50, 0, 'b' || n, 'held', '[]', NULL,
+           now(), now(), NULL, n FROM generate_series(1, 20000) AS n;
+         ANALYZE orders",
+    )
+    .execute(&stack.pool)
+    .await
+    .unwrap();
+    let plan: Vec<String> = sqlx::query_scalar(
+        "EXPLAIN SELECT o.* FROM UNNEST(ARRAY['held', 'confirmed']) AS asked (status), LATERAL (
+           SELECT * FROM orders WHERE sale_id = 's' AND status = asked.status
+             AND (created_at, id) < (now(), '') ORDER BY created_at DESC, id DESC LIMIT 5
+         ) AS o ORDER BY o.created_at DESC LIMIT 5",
+    )
+    .fetch_all(&stack.pool)
+    .await
+    .unwrap();
+    let plan = plan.join("\n");
+    assert!(plan.contains("Index Scan using orders_by_sale"), "{plan}");
+    assert!(plan.contains("ROW(created_at, id) <"), "{plan}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_catalog_keeps_itself_fresh() {
+    let (ledger, _) = ledger("fresh").await;
+    let every = config::Catalog { refresh_ms: 100 };
+    let catalog = Catalog::new(ledger.clone(), &every, CatalogMetrics::default());
+    let stop = tokio_util::sync::CancellationToken::new();
+    let running = tokio::spawn({
+        let (catalog, stop) = (catalog.clone(), stop.clone());
+        async move { catalog.run(stop).await }
+    });
+    define(&ledger, "s", 1).await;
+    until("the sale is in the copy", || async { catalog.sales().len() == 1 }).await;
+    let name: KeyName = "shop".parse().unwrap();
+    let key = ledger.insert_key(&name, Scope::Orders, &[9; 32]).await.unwrap();
+    assert!(ledger.insert_key(&name, Scope::Orders, &[9; 32]).await.is_err(), "the same key");
+    until("a revoked key is gone", || async {
+        ledger.revoke_keys(&key.id).await.unwrap();
+        catalog.key(&[9; 32]).await.unwrap().is_none()
+    })
+    .await;
+    stop.cancel();
+    running.await.unwrap();
+}

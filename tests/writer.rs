@@ -1,0 +1,408 @@
+//! The writer against real Kafka and PostgreSQL: whatever comes, in whatever order, is recorded
+//! once.
+
+mod support;
+
+use std::time::Duration;
+
+use holdfast::bus::record::encode;
+use holdfast::domain::event::{Event, SaleStep};
+use holdfast::domain::ids::AdjustmentId;
+use holdfast::domain::order::Status;
+use holdfast::domain::stock::Counters;
+use holdfast::ledger::{OrderFilter, Place};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use support::{Lane, Stack, actor, metric, sku, until};
+
+/// A generator whose seed the test's output says.
+fn seeded() -> StdRng {
+    let seed = rand::random();
+    println!("seed {seed}");
+    StdRng::seed_from_u64(seed)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_is_recorded_whole() {
+    let stack = Stack::new("whole").await;
+    let mut lane = stack.lane("double-11", 1).await;
+    let mut events = lane.story(30);
+    let before = Counters { available: 10, held: 10, sold: 10, version: 0 };
+    events.push(lane.adjusted("a1", before, 5, "found"));
+    events.push(lane.sale_step(SaleStep::Paused { actor: actor() }));
+    events.push(lane.sale_step(SaleStep::Resumed { actor: actor() }));
+    events.push(lane.sale_step(SaleStep::Closed { actor: actor() }));
+    let writer = stack.writer();
+    stack.send(&lane, &events).await;
+    stack.until_recorded(&lane, lane.seq).await;
+    stack.check_books().await;
+
+    let sale = stack.ledger.sale(&lane.id.sale).await.unwrap().unwrap();
+    assert!(sale.phase.closed && !sale.phase.paused && !sale.phase.archived);
+    assert_eq!((sale.version, sale.lanes[0].partition), (1, 1), "the event made it visible");
+    let filter = OrderFilter { status: Some(Status::Confirmed), ..OrderFilter::default() };
+    assert_eq!(stack.ledger.list_orders(&filter, None, 200).await.unwrap().items.len(), 10);
+    let adjustments =
+        stack.ledger.list_adjustments(&lane.id.sale, Some(&sku()), None, 9).await.unwrap();
+    let adjustment = &adjustments.items[0];
+    assert_eq!((adjustment.delta, adjustment.after().total), (5, 35));
+    let id: AdjustmentId = adjustment.id.clone();
+    assert_eq!(stack.ledger.adjustment(&id).await.unwrap().as_ref(), Some(adjustment));
+    let counters: (i64, i64, i64, i64, i64) =
+        sqlx::query_as("SELECT total, available, held, sold, version FROM counters")
+            .fetch_one(&stack.pool)
+            .await
+            .unwrap();
+    assert_eq!(counters, (35, 15, 10, 10, 1));
+    let registry = writer.stop().await;
+    assert_eq!(metric(&registry, "holdfast_writer_events_total"), lane.seq as f64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_out_of_order_wait_for_what_is_missing() {
+    let stack = Stack::new("order").await;
+    let mut lane = stack.lane("s", 0).await;
+    let mut events = lane.story(200);
+    let first = events.remove(0);
+    events.shuffle(&mut seeded());
+    let writer = stack.writer();
+    stack.send(&lane, &events).await;
+    until("all are parked", || async {
+        stack.number("SELECT count(*) FROM parked").await == events.len() as i64
+    })
+    .await;
+    assert_eq!(stack.ledger.recorded(&lane.id).await.unwrap(), Some(0));
+    stack.send(&lane, &[first]).await;
+    stack.until_recorded(&lane, lane.seq).await;
+    stack.check_books().await;
+    until("none is parked", || async { stack.number("SELECT count(*) FROM parked").await == 0 })
+        .await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_parked_is_applied_in_batches_too() {
+    let stack = Stack::new("batches").await;
+    let mut lane = stack.lane("s", 0).await;
+    let events = lane.story(60);
+    let writer = stack.writer_with(holdfast::writer::Options { batch_max: 7, ..stack.options() });
+    stack.send(&lane, &events[1..]).await;
+    until("all are parked", || async {
+        stack.number("SELECT count(*) FROM parked").await == events.len() as i64 - 1
+    })
+    .await;
+    stack.send(&lane, &events[..1]).await;
+    stack.until_recorded(&lane, lane.seq).await;
+    stack.check_books().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repeats_change_nothing() {
+    let stack = Stack::new("repeats").await;
+    let mut lane = stack.lane("s", 0).await;
+    let events = lane.story(50);
+    let writer = stack.writer();
+    stack.send(&lane, &events).await;
+    stack.until_recorded(&lane, lane.seq).await;
+    let mut again = events.clone();
+    again.shuffle(&mut seeded());
+    stack.send(&lane, &again).await;
+    until("the repeats are seen", || async {
+        writer.metric("holdfast_writer_repeats_total") == events.len() as f64
+    })
+    .await;
+    assert!(stack.dead_letters().await.is_empty());
+    stack.check_books().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_is_a_dead_letter_and_what_was_recorded_stands() {
+    let stack = Stack::new("fork").await;
+    let mut lane = stack.lane("s", 0).await;
+    let events = vec![lane.defined(5), lane.held("a")];
+    let mut other = Lane { seq: 1, ..copy(&lane) };
+    let fork = other.held("b");
+    let writer = stack.writer();
+    stack.send(&lane, &events).await;
+    stack.until_recorded(&lane, 2).await;
+    let next = lane.held("c");
+    stack.send(&lane, &[fork, next]).await;
+    stack.until_recorded(&lane, 3).await;
+    assert_eq!(stack.dead_letters().await, ["fork"]);
+    stack.check_books().await;
+    writer.stop().await;
+}
+
+fn copy(lane: &Lane) -> Lane {
+    let Lane { id, partition, epoch, seq, secret } = lane;
+    let (id, secret) = (id.clone(), secret.clone());
+    Lane { id, partition: *partition, epoch: *epoch, seq: *seq, secret }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_epoch_is_fenced_off() {
+    let stack = Stack::new("stale").await;
+    let mut lane = stack.lane("s", 0).await;
+    let events = [lane.defined(5), lane.held("a")];
+    let writer = stack.writer();
+    stack.send(&lane, &events).await;
+    stack.until_recorded(&lane, 2).await;
+    let mut old = copy(&lane);
+    sqlx::query("UPDATE lanes SET epoch = 2").execute(&stack.pool).await.unwrap();
+    lane.epoch = 2;
+    let new = lane.held("new");
+    stack.send(&lane, &[old.held("late"), new, events[1].clone()]).await;
+    stack.until_recorded(&lane, 3).await;
+    until("the repeat is seen", || async { writer.metric("holdfast_writer_repeats_total") == 1.0 })
+        .await;
+    assert_eq!(stack.dead_letters().await, ["stale-epoch"]);
+    assert_eq!(stack.number("SELECT epoch FROM ledger WHERE seq = 3").await, 2);
+    stack.check_books().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_cannot_be_read_stops_its_own_lane_only() {
+    let stack = Stack::new("undecodable").await;
+    let (mut sick, mut well) = (stack.lane("sick", 0).await, stack.lane("well", 0).await);
+    let mut bad = vec![sick.defined(5), sick.held("a"), sick.held("b")];
+    let good = well.story(20);
+    let mut records: Vec<_> = bad.iter().map(encode).collect();
+    records[1].payload = b"{\"order\":".to_vec();
+    records.push(holdfast::bus::record::Record {
+        key: "?".into(),
+        headers: vec![("content-type", "\0".into())],
+        payload: vec![0, 255],
+    });
+    let mut unknown = Lane { id: sick.id.clone(), ..copy(&sick) };
+    unknown.id.sale = "never-made".parse().unwrap();
+    unknown.seq = 0;
+    let writer = stack.writer();
+    stack.send_records(0, &records).await;
+    stack.send(&unknown, &[unknown_event(&unknown)]).await;
+    stack.send(&well, &good).await;
+    stack.until_recorded(&well, well.seq).await;
+    assert_eq!(stack.dead_letters().await, ["undecodable", "undecodable", "unknown-lane"]);
+    assert_eq!(stack.ledger.recorded(&sick.id).await.unwrap(), Some(1));
+    assert_eq!(stack.number("SELECT seq FROM dead_letters WHERE sale_id = 'sick'").await, 2);
+    // Sent again whole, the lane goes on, and what was parked with it.
+    stack.send(&sick, &[bad.remove(1)]).await;
+    stack.until_recorded(&sick, 3).await;
+    writer.stop().await;
+    // Read all over again, by a group that knows of nothing.
+    let anew = holdfast::writer::Options { group: support::unique("anew"), ..stack.options() };
+    let writer = stack.writer_with(anew);
+    until("everything is seen again", || async {
+        writer.metric("holdfast_writer_repeats_total") == (good.len() + 3) as f64
+    })
+    .await;
+    assert_eq!(stack.dead_letters().await, ["undecodable", "undecodable", "unknown-lane"]);
+    stack.check_books().await;
+    writer.stop().await;
+}
+
+fn unknown_event(lane: &Lane) -> Event {
+    copy(lane).held("a")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_one_event_that_the_database_refuses_is_found_and_the_rest_is_written() {
+    let stack = Stack::new("poison").await;
+    let (mut sick, mut well) = (stack.lane("sick", 0).await, stack.lane("well", 1).await);
+    let mut events = sick.story(40);
+    // More than there is: the check on the counters refuses it.
+    let poison = sick.adjusted("p", Counters::default(), -1_000, "too much");
+    events.push(poison.clone());
+    // NUL is no text for PostgreSQL; it is behind the poison, so it waits and is judged later.
+    events.push(sick.adjusted("n", Counters::default(), 1, "a\0b"));
+    events.push(sick.held("after"));
+    let good = well.story(40);
+    stack.send(&sick, &events).await;
+    stack.send(&well, &good).await;
+    let writer = stack.writer();
+    stack.until_recorded(&well, well.seq).await;
+    stack.until_recorded(&sick, poison.seq - 1).await;
+    until("the poison is found", || async { stack.dead_letters().await == ["not-applicable"] })
+        .await;
+    let dead: (String, i64) = sqlx::query_as("SELECT detail, seq FROM dead_letters")
+        .fetch_one(&stack.pool)
+        .await
+        .unwrap();
+    let place = Place { lane: sick.id.clone(), epoch: 1, seq: poison.seq };
+    assert!(dead.0.contains("counters") && dead.1 as u64 == place.seq, "{dead:?}");
+    until("its followers are parked", || async {
+        stack.number("SELECT count(*) FROM parked").await == 2
+    })
+    .await;
+    assert_eq!(stack.ledger.recorded(&sick.id).await.unwrap(), Some(poison.seq - 1));
+    // Somebody sends what should have been there: what was parked is judged in its turn.
+    let mut cure = copy(&sick);
+    cure.seq = poison.seq - 1;
+    stack.send(&sick, &[cure.held("cure")]).await;
+    until("the text with a NUL is found too", || async { stack.dead_letters().await.len() == 2 })
+        .await;
+    assert_eq!(stack.ledger.recorded(&sick.id).await.unwrap(), Some(poison.seq));
+    assert_eq!(stack.number("SELECT count(*) FROM parked").await, 1);
+    stack.check_books().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_stands_still_for_longer_than_kafka_waits_costs_nothing() {
+    let mut stack = Stack::new("still").await;
+    stack.kafka.properties.insert("session.timeout.ms".into(), "6000".into());
+    stack.kafka.properties.insert("max.poll.interval.ms".into(), "6000".into());
+    let slow = holdfast::config::Database { statement_timeout_ms: 500, ..stack.database.clone() };
+    stack.ledger = holdfast::ledger::Ledger::new(&slow).unwrap();
+    let mut lane = stack.lane("s", 1).await;
+    let events = lane.story(300);
+    let (first, rest) = events.split_at(100);
+    let writer = stack.writer();
+    stack.send(&lane, first).await;
+    stack.until_recorded(&lane, 100).await;
+    let mut lock = stack.pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE lanes IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    stack.send(&lane, rest).await;
+    until("Kafka gave the partitions away", || async {
+        writer.metric("holdfast_writer_paused") == 1.0
+            && writer.metric("holdfast_writer_retries_total") > 9.0
+    })
+    .await;
+    lock.rollback().await.unwrap();
+    stack.until_recorded(&lane, lane.seq).await;
+    let more = lane.held("afterwards");
+    stack.send(&lane, &[more]).await;
+    stack.until_recorded(&lane, lane.seq).await;
+    assert_eq!(writer.metric("holdfast_writer_paused"), 0.0);
+    assert!(stack.dead_letters().await.is_empty());
+    stack.check_books().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_that_race_and_come_and_go_record_everything_once() {
+    let stack = Stack::new("rebalance").await;
+    let mut lanes = Vec::new();
+    for number in 0..8 {
+        lanes.push(stack.lane(&format!("s{number}"), number % support::PARTITIONS).await);
+    }
+    let steady = stack.writer();
+    // Of another group, it reads what the others read, at the same time: as one that was taken
+    // for dead and is not. Only the marks keep them apart.
+    let group = support::unique("rival");
+    let rival = stack.writer_with(holdfast::writer::Options { group, ..stack.options() });
+    let mut passing = stack.writer();
+    for round in 0..4 {
+        for lane in &mut lanes {
+            let mut events = if round == 0 { lane.story(40) } else { Vec::new() };
+            for number in 0..60 * usize::from(round > 0) {
+                events.push(lane.adjusted(
+                    &format!("{round}-{number}"),
+                    Counters::default(),
+                    1,
+                    "n",
+                ));
+            }
+            stack.send(lane, &events).await;
+        }
+        if round % 2 == 0 {
+            passing.abort().await;
+        } else {
+            passing.stop().await;
+        }
+        passing = stack.writer();
+    }
+    for lane in &lanes {
+        stack.until_recorded(lane, lane.seq).await;
+    }
+    assert!(stack.dead_letters().await.is_empty());
+    stack.check_books().await;
+    for writer in [passing, steady, rival] {
+        let registry = writer.stop().await;
+        println!("marks moved: {}", metric(&registry, "holdfast_writer_marks_moved_total"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_dies_in_mid_stream_is_taken_up_where_it_was() {
+    let stack = Stack::new("restart").await;
+    let mut lane = stack.lane("s", 2).await;
+    let events = lane.story(1_500);
+    stack.send(&lane, &events).await;
+    let options = holdfast::writer::Options { batch_max: 50, ..stack.options() };
+    for part in 1..=4 {
+        let writer = stack.writer_with(options.clone());
+        stack.until_recorded(&lane, part * 400).await;
+        writer.abort().await;
+    }
+    let writer = stack.writer();
+    stack.until_recorded(&lane, lane.seq).await;
+    assert!(stack.dead_letters().await.is_empty());
+    stack.check_books().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cut_connections_lose_nothing_and_repeat_nothing() {
+    let stack = Stack::new("cut").await;
+    let mut lane = stack.lane("s", 3).await;
+    let events = lane.story(3_000);
+    let options = holdfast::writer::Options { batch_max: 100, ..stack.options() };
+    let writer = stack.writer_with(options);
+    let sending = stack.send(&lane, &events);
+    let cutting = async {
+        let schema = stack.database.schema.clone();
+        let mut cut = 0;
+        while stack.ledger.recorded(&lane.id).await.ok().flatten() != Some(events.len() as u64) {
+            // Of this schema only: the tables' locks say whose backend it is.
+            let ended: i64 = sqlx::query_scalar(
+                "SELECT count(pg_terminate_backend(pid)) FROM (
+                   SELECT DISTINCT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+                   JOIN pg_namespace n ON n.oid = c.relnamespace
+                   WHERE n.nspname = $1 AND l.pid <> pg_backend_pid()
+                     AND l.mode = 'RowExclusiveLock'
+                 ) busy",
+            )
+            .bind(&schema)
+            .fetch_one(&stack.pool)
+            .await
+            .unwrap();
+            cut += ended;
+            tokio::time::sleep(Duration::from_millis(if ended > 0 { 150 } else { 1 })).await;
+        }
+        cut
+    };
+    let ((), cut) = tokio::join!(sending, cutting);
+    println!("{cut} connections cut");
+    assert!(cut > 0);
+    assert!(writer.metric("holdfast_writer_retries_total") > 0.0);
+    stack.check_books().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_with_too_much_parked_rests_and_the_others_go_on() {
+    let stack = Stack::new("held").await;
+    let (mut sick, mut well) = (stack.lane("sick", 0).await, stack.lane("well", 1).await);
+    let events = sick.story(60);
+    let options = holdfast::writer::Options { parked_max: 10, batch_max: 8, ..stack.options() };
+    let writer = stack.writer_with(options);
+    stack.send(&sick, &events[1..]).await;
+    until("the partition rests", || async {
+        writer.metric("holdfast_writer_held_partitions") == 1.0
+    })
+    .await;
+    let good = well.story(20);
+    stack.send(&well, &good).await;
+    stack.until_recorded(&well, well.seq).await;
+    assert_eq!(stack.number("SELECT count(*) FROM parked").await, 10);
+    // What is missing comes by another way: an operator's, here another partition's.
+    let records: Vec<_> = events[..1].iter().map(encode).collect();
+    stack.send_records(2, &records).await;
+    stack.until_recorded(&sick, sick.seq).await;
+    stack.check_books().await;
+    writer.stop().await;
+}
