@@ -135,7 +135,11 @@ impl Limiter {
             limiter.shrink_to_fit();
         }
         if limiter.len() > self.remembered_max {
-            tracing::warn!(policy = self.policy.name, max = self.remembered_max, "too many callers to remember: all are forgotten");
+            tracing::warn!(
+                policy = self.policy.name,
+                max = self.remembered_max,
+                "too many callers to remember: all are forgotten"
+            );
             self.metrics.forgotten.inc();
             self.limiter.store(Arc::new(fresh(self.policy)));
         }

@@ -39,11 +39,7 @@ impl Metrics {
     fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let registry = registry.sub_registry_with_prefix("holdfast_admission");
-        registry.register(
-            "limited",
-            "Requests refused by a rate limit",
-            metrics.limited.clone(),
-        );
+        registry.register("limited", "Requests refused by a rate limit", metrics.limited.clone());
         registry.register(
             "remembered",
             "Addresses, keys and buyers whose recent use is remembered",

@@ -117,8 +117,9 @@ pub async fn adjust(
     OperatorCaller(caller): OperatorCaller,
     names: PathNames,
     headers: HeaderMap,
-    Keyed { key, members: asked }: Keyed<AdjustStock>,
+    keyed: Keyed<AdjustStock>,
 ) -> Answer {
+    let Keyed { key, members: asked } = keyed;
     if headers.contains_key(IF_MATCH) {
         // Better refused than ignored: the caller relies on it.
         return Err(Problem::invalid_at("", "If-Match is not served on adjustments yet"));
@@ -171,7 +172,10 @@ fn stock_in_use(sku: &Sku, counters: Counters) -> Problem {
 
 fn out_of_range(counters: Counters) -> Problem {
     let now = counters.total();
-    Problem::invalid_at("/delta", format!("the total, {now} now, must stay within 0 and {TOTAL_MAX}"))
+    Problem::invalid_at(
+        "/delta",
+        format!("the total, {now} now, must stay within 0 and {TOTAL_MAX}"),
+    )
 }
 
 /// Which adjustments to list.
@@ -211,7 +215,7 @@ impl Parameters for ListAdjustments {
 )]
 pub async fn list(
     State(api): State<Api>,
-    OperatorCaller(_): OperatorCaller,
+    _caller: OperatorCaller,
     Params(asked): Params<ListAdjustments>,
     names: PathNames,
 ) -> Answer {
@@ -274,7 +278,8 @@ impl Api {
         match known {
             None => Err(sale_archived()),
             Some(done) => {
-                let same = (&done.sku, done.delta, &done.note) == (&asked.sku, asked.delta, &asked.note);
+                let same =
+                    (&done.sku, done.delta, &done.note) == (&asked.sku, asked.delta, &asked.note);
                 if same { Ok(replayed(done)) } else { Err(key_reused()) }
             }
         }

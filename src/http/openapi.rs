@@ -1,18 +1,17 @@
 //! `openapi.json`, made from the handlers.
 
-use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::path::Operation;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{HeaderBuilder, OpenApi, Ref, RefOr, Response as Described, ResponseBuilder};
-use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::{Modify, OpenApi as _, ToSchema};
 
 use super::auth::Anybody;
 use super::problem::{CONTENT_TYPE_PROBLEM, Code, FieldError};
-use super::{Api, adjustments, health, json, orders, sales, stock, views};
+use super::{adjustments, health, json, orders, sales, stock, views};
 
 /// An error, RFC 9457. Further members say what a caller needs to act.
 #[derive(ToSchema)]
@@ -58,7 +57,7 @@ pub fn document() -> OpenApi {
 /// This document.
 #[utoipa::path(get, path = "/openapi.json", tag = "health",
     responses((status = 200, description = "OpenAPI 3.1")))]
-pub async fn show(State(_): State<Api>, _: Anybody) -> Response {
+pub async fn show(_caller: Anybody) -> Response {
     json(StatusCode::OK, &document())
 }
 
@@ -193,7 +192,10 @@ mod tests {
             serde_json::from_str(&document().to_json().unwrap()).unwrap();
         let place = &document["paths"]["/v1/orders"]["post"];
         assert_eq!(place["security"][0]["key"], serde_json::json!([]));
-        for status in ["201", "200", "400", "401", "403", "408", "409", "413", "415", "422", "429", "500", "503"] {
+        for status in [
+            "201", "200", "400", "401", "403", "408", "409", "413", "415", "422", "429", "500",
+            "503",
+        ] {
             assert!(place["responses"][status].is_object(), "{status}");
         }
         let problem = &place["responses"]["409"]["content"][CONTENT_TYPE_PROBLEM];

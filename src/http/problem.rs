@@ -176,10 +176,9 @@ impl Problem {
     /// A lane that did not answer a call that changes something.
     pub fn change(error: &LaneError) -> Self {
         match error {
-            LaneError::Missing => Self::new(
-                Code::LaneFrozen,
-                "the sale's lane is not in Redis; nothing was done",
-            ),
+            LaneError::Missing => {
+                Self::new(Code::LaneFrozen, "the sale's lane is not in Redis; nothing was done")
+            }
             LaneError::QueueFull => Self::overloaded(),
             LaneError::Unavailable(_) => Self::redis_away(),
             LaneError::Unknown(_) | LaneError::Protocol(_) => Self::outcome_unknown(),
@@ -301,7 +300,9 @@ mod tests {
 
     #[test]
     fn retry_after_is_the_wait_in_whole_seconds_rounded_up() {
-        for (wait_us, ms, seconds) in [(1, 1, "1"), (1_000_000, 1_000, "1"), (1_000_001, 1_001, "2")] {
+        for (wait_us, ms, seconds) in
+            [(1, 1, "1"), (1_000_000, 1_000, "1"), (1_000_001, 1_001, "2")]
+        {
             let problem = Problem::rate_limited("key", Duration::from_micros(wait_us));
             assert_eq!(body(&problem)["retry_after_ms"], ms);
             assert_eq!(problem.into_response().headers()[RETRY_AFTER], seconds);

@@ -8,9 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::auth::{Caller, OperatorCaller};
-use super::extract::{
-    Json, Members, NoMembers, NoParameters, OptionalJson, Params, PathNames,
-};
+use super::extract::{Json, Members, NoMembers, NoParameters, OptionalJson, Params, PathNames};
 use super::orders::sale_archived;
 use super::problem::{Code, FieldError, Problem};
 use super::views::SaleView;
@@ -71,8 +69,7 @@ pub async fn define(
 ) -> Answer {
     let sale = names.new_sale_id()?;
     let in_flight = api.enter()?;
-    let defining =
-        Defining { api, sale, definition, caller, if_match: IfMatch::of(&headers) };
+    let defining = Defining { api, sale, definition, caller, if_match: IfMatch::of(&headers) };
     // A task of its own: the transaction around the lane's call must end in order, whether or not
     // the client is still there.
     let task = tokio::spawn(async move {
@@ -104,8 +101,10 @@ impl Defining {
         if lock.current().is_some_and(|sale| sale.phase.archived) {
             return Err(sale_archived());
         }
-        let version = self.tell_lanes(current.as_ref().map(|(version, _)| *version), digest).await?;
-        let committed = lock.commit_definition(version, &self.definition, &self.caller.actor()).await;
+        let version =
+            self.tell_lanes(current.as_ref().map(|(version, _)| *version), digest).await?;
+        let committed =
+            lock.commit_definition(version, &self.definition, &self.caller.actor()).await;
         // The lanes have it already: whoever sends the same again completes it.
         committed.map_err(|error| {
             tracing::warn!(%error, sale = %self.sale, "a definition was not committed");
@@ -162,7 +161,10 @@ impl Defining {
                 None => return Ok(version),
             }
         }
-        Err(Problem::new(Code::Unavailable, "the sale is being defined by others; nothing was done"))
+        Err(Problem::new(
+            Code::Unavailable,
+            "the sale is being defined by others; nothing was done",
+        ))
     }
 
     /// The same under this version; returns the version of a lane that has a newer one.
@@ -186,7 +188,8 @@ impl Defining {
                     Defined::Defined | Defined::Same => {}
                     Defined::Stale { version } => return Ok(Some(version)),
                     Defined::InUse { why } => {
-                        let detail = format!("the definition {why}, and the sale has orders or adjustments");
+                        let detail =
+                            format!("the definition {why}, and the sale has orders or adjustments");
                         return Err(Problem::new(Code::SaleInUse, detail));
                     }
                     Defined::Archived => return Err(sale_archived()),
@@ -255,8 +258,8 @@ impl IfMatch {
 )]
 pub async fn definition(
     State(api): State<Api>,
-    OperatorCaller(_): OperatorCaller,
-    Params(_): Params<NoParameters>,
+    _caller: OperatorCaller,
+    _query: Params<NoParameters>,
     names: PathNames,
 ) -> Answer {
     let _in_flight = api.enter()?;
@@ -280,7 +283,7 @@ pub async fn pause(
     State(api): State<Api>,
     OperatorCaller(caller): OperatorCaller,
     names: PathNames,
-    OptionalJson(NoMembers {}): OptionalJson<NoMembers>,
+    _members: OptionalJson<NoMembers>,
 ) -> Answer {
     api.change_phase(&names, &caller, PhaseChange::Pause).await
 }
@@ -300,7 +303,7 @@ pub async fn resume(
     State(api): State<Api>,
     OperatorCaller(caller): OperatorCaller,
     names: PathNames,
-    OptionalJson(NoMembers {}): OptionalJson<NoMembers>,
+    _members: OptionalJson<NoMembers>,
 ) -> Answer {
     api.change_phase(&names, &caller, PhaseChange::Resume).await
 }
@@ -320,7 +323,7 @@ pub async fn close(
     State(api): State<Api>,
     OperatorCaller(caller): OperatorCaller,
     names: PathNames,
-    OptionalJson(NoMembers {}): OptionalJson<NoMembers>,
+    _members: OptionalJson<NoMembers>,
 ) -> Answer {
     api.change_phase(&names, &caller, PhaseChange::Close).await
 }

@@ -137,8 +137,8 @@ pub struct StockView {
 )]
 pub async fn show(
     State(api): State<Api>,
-    OperatorCaller(_): OperatorCaller,
-    Params(_): Params<NoParameters>,
+    _caller: OperatorCaller,
+    _query: Params<NoParameters>,
     names: PathNames,
 ) -> Answer {
     let _in_flight = api.enter()?;

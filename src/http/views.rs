@@ -213,7 +213,7 @@ fn has(headers: &HeaderMap, etag: &HeaderValue) -> bool {
 )]
 pub async fn show(
     State(api): State<Api>,
-    _: Anybody,
+    _caller: Anybody,
     names: PathNames,
     headers: HeaderMap,
 ) -> Answer {
@@ -265,7 +265,7 @@ fn state(word: &str) -> Result<SaleState, String> {
 )]
 pub async fn list(
     State(api): State<Api>,
-    _: Anybody,
+    _caller: Anybody,
     OpenParams(asked): OpenParams<ListSales>,
     headers: HeaderMap,
 ) -> Answer {

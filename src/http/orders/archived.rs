@@ -91,10 +91,7 @@ impl Api {
     }
 
     /// The secret of this version, which some sale is made with.
-    pub(in crate::http) async fn secret(
-        &self,
-        version: u8,
-    ) -> Result<Arc<IdSecret>, Problem> {
+    pub(in crate::http) async fn secret(&self, version: u8) -> Result<Arc<IdSecret>, Problem> {
         let secret = self.catalog.secret(version).await.map_err(|e| Problem::ledger(&e))?;
         secret.ok_or_else(|| Problem::internal(&format_args!("id secret {version} is missing")))
     }

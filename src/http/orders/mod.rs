@@ -11,10 +11,10 @@ use serde::{Deserialize, Deserializer, de};
 use utoipa::{IntoParams, ToSchema};
 
 pub use self::view::{Durability, OrderList, OrderView};
-use super::auth::{Caller, OrdersCaller};
+use super::auth::OrdersCaller;
 use super::extract::{
-    Json, Keyed, Members, NoParameters, OptionalJson, Parameters, Params, PathNames, Query,
-    Text, bare_key, order_not_found, sale_not_found, sku_not_found,
+    Json, Keyed, Members, NoParameters, OptionalJson, Parameters, Params, PathNames, Query, Text,
+    bare_key, order_not_found, sale_not_found, sku_not_found,
 };
 use super::problem::{Code, FieldError, Problem};
 use super::{Answer, Api, cursor, json};
@@ -152,8 +152,9 @@ impl Parameters for ListOrders {
 pub async fn place(
     State(api): State<Api>,
     OrdersCaller(caller): OrdersCaller,
-    Keyed { key, members: asked }: Keyed<PlaceOrder>,
+    keyed: Keyed<PlaceOrder>,
 ) -> Answer {
+    let Keyed { key, members: asked } = keyed;
     caller.context().check_buyer(api.admission.buyer(&asked.buyer_id))?;
     let _in_flight = api.enter()?;
     let sale = api.sale(&asked.sale_id).await?;
@@ -262,8 +263,8 @@ fn refused(refusal: Refusal) -> Problem {
 )]
 pub async fn show(
     State(api): State<Api>,
-    OrdersCaller(_): OrdersCaller,
-    Params(_): Params<NoParameters>,
+    _caller: OrdersCaller,
+    _query: Params<NoParameters>,
     names: PathNames,
 ) -> Answer {
     let _in_flight = api.enter()?;
@@ -292,12 +293,11 @@ pub async fn show(
 )]
 pub async fn list(
     State(api): State<Api>,
-    OrdersCaller(_): OrdersCaller,
+    _caller: OrdersCaller,
     Params(asked): Params<ListOrders>,
 ) -> Answer {
     let _in_flight = api.enter()?;
-    let filter =
-        OrderFilter { sale: asked.sale_id, buyer: asked.buyer_id, status: asked.status };
+    let filter = OrderFilter { sale: asked.sale_id, buyer: asked.buyer_id, status: asked.status };
     let page = api.ledger.list_orders(&filter, asked.cursor.as_ref(), asked.limit).await;
     let page = page.map_err(|e| Problem::ledger(&e))?;
     let list = OrderList {
@@ -496,7 +496,9 @@ mod tests {
     #[test]
     fn a_hold_that_no_sale_allows_is_left_to_the_sale_to_refuse() {
         let text = |hold: &str| {
-            format!(r#"{{"sale_id":"s","buyer_id":"b","hold_seconds":{hold},"lines":[{{"sku":"a","quantity":1}}]}}"#)
+            format!(
+                r#"{{"sale_id":"s","buyer_id":"b","hold_seconds":{hold},"lines":[{{"sku":"a","quantity":1}}]}}"#
+            )
         };
         assert_eq!(place(&text("0")), Err(vec!["/hold_seconds".into()]));
         assert_eq!(place(&text("9999999999")).unwrap().hold_seconds, Some(9_999_999_999));
