@@ -1,0 +1,12 @@
+//! The HTTP API against the real Redis and PostgreSQL (`REDIS_URL`, `DATABASE_URL`): a test a
+//! promise of the contract. What needs Kafka too is tested with the whole service.
+
+mod adjustments;
+mod archive;
+mod checks;
+mod health;
+mod limits;
+mod listener;
+mod orders;
+mod sales;
+mod stack;
