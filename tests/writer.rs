@@ -191,6 +191,15 @@ async fn a_record_that_cannot_be_read_stops_its_own_lane_only() {
     // Sent again whole, the lane goes on, and what was parked with it.
     stack.send(&sick, &[bad.remove(1)]).await;
     stack.until_recorded(&sick, 3).await;
+    writer.stop().await;
+    // Read all over again, by a group that knows of nothing.
+    let anew = holdfast::writer::Options { group: support::unique("anew"), ..stack.options() };
+    let writer = stack.writer_with(anew);
+    until("everything is seen again", || async {
+        writer.metric("holdfast_writer_repeats_total") == (good.len() + 3) as f64
+    })
+    .await;
+    assert_eq!(stack.dead_letters().await, ["undecodable", "undecodable", "unknown-lane"]);
     stack.check_books().await;
     writer.stop().await;
 }
@@ -229,18 +238,62 @@ async fn the_one_event_that_the_database_refuses_is_found_and_the_rest_is_writte
     })
     .await;
     assert_eq!(stack.ledger.recorded(&sick.id).await.unwrap(), Some(poison.seq - 1));
+    // Somebody sends what should have been there: what was parked is judged in its turn.
+    let mut cure = copy(&sick);
+    cure.seq = poison.seq - 1;
+    stack.send(&sick, &[cure.held("cure")]).await;
+    until("the text with a NUL is found too", || async { stack.dead_letters().await.len() == 2 })
+        .await;
+    assert_eq!(stack.ledger.recorded(&sick.id).await.unwrap(), Some(poison.seq));
+    assert_eq!(stack.number("SELECT count(*) FROM parked").await, 1);
     stack.check_books().await;
     writer.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_writers_and_one_that_comes_and_goes_record_everything_once() {
+async fn a_database_that_stands_still_for_longer_than_kafka_waits_costs_nothing() {
+    let mut stack = Stack::new("still").await;
+    stack.kafka.properties.insert("session.timeout.ms".into(), "6000".into());
+    stack.kafka.properties.insert("max.poll.interval.ms".into(), "6000".into());
+    let slow = holdfast::config::Database { statement_timeout_ms: 500, ..stack.database.clone() };
+    stack.ledger = holdfast::ledger::Ledger::new(&slow).unwrap();
+    let mut lane = stack.lane("s", 1).await;
+    let events = lane.story(300);
+    let (first, rest) = events.split_at(100);
+    let writer = stack.writer();
+    stack.send(&lane, first).await;
+    stack.until_recorded(&lane, 100).await;
+    let mut lock = stack.pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE lanes IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    stack.send(&lane, rest).await;
+    until("Kafka gave the partitions away", || async {
+        writer.metric("holdfast_writer_paused") == 1.0
+            && writer.metric("holdfast_writer_retries_total") > 9.0
+    })
+    .await;
+    lock.rollback().await.unwrap();
+    stack.until_recorded(&lane, lane.seq).await;
+    let more = lane.held("afterwards");
+    stack.send(&lane, &[more]).await;
+    stack.until_recorded(&lane, lane.seq).await;
+    assert_eq!(writer.metric("holdfast_writer_paused"), 0.0);
+    assert!(stack.dead_letters().await.is_empty());
+    stack.check_books().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_that_race_and_come_and_go_record_everything_once() {
     let stack = Stack::new("rebalance").await;
     let mut lanes = Vec::new();
     for number in 0..8 {
         lanes.push(stack.lane(&format!("s{number}"), number % support::PARTITIONS).await);
     }
     let steady = stack.writer();
+    // Of another group, it reads what the others read, at the same time: as one that was taken
+    // for dead and is not. Only the marks keep them apart.
+    let group = support::unique("rival");
+    let rival = stack.writer_with(holdfast::writer::Options { group, ..stack.options() });
     let mut passing = stack.writer();
     for round in 0..4 {
         for lane in &mut lanes {
@@ -267,8 +320,10 @@ async fn two_writers_and_one_that_comes_and_goes_record_everything_once() {
     }
     assert!(stack.dead_letters().await.is_empty());
     stack.check_books().await;
-    passing.stop().await;
-    steady.stop().await;
+    for writer in [passing, steady, rival] {
+        let registry = writer.stop().await;
+        println!("marks moved: {}", metric(&registry, "holdfast_writer_marks_moved_total"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -494,4 +494,39 @@ mod tests {
         let error = read_back(&record).unwrap_err();
         assert_eq!(error.detail, "its counters are impossible");
     }
+
+    type RawHeaders = Vec<(&'static str, &'static [u8])>;
+
+    /// The records that the documentation shows, as headers and body.
+    fn documented() -> Vec<(RawHeaders, &'static [u8])> {
+        include_str!("../../docs/events.md")
+            .split("```http\n")
+            .skip(1)
+            .map(|rest| {
+                let (record, _) = rest.split_once("```").unwrap();
+                let (head, body) = record.split_once("\n\n").unwrap();
+                let header = |line: &'static str| {
+                    let (name, value) = line.split_once(": ").unwrap();
+                    (name, value.as_bytes())
+                };
+                (head.lines().map(header).collect(), body.as_bytes())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_documented_records_are_what_is_written() {
+        let mut kinds = Vec::new();
+        for (headers, body) in documented() {
+            let event = decode(headers.clone(), body).unwrap();
+            let record = encode(&event);
+            assert_eq!(headers_of(&record), headers);
+            let json = |bytes| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+            assert_eq!(json(&record.payload), json(body));
+            kinds.push(event.body.kind());
+        }
+        kinds.sort_unstable();
+        kinds.dedup();
+        assert_eq!(kinds.len(), 10, "each type is shown: {kinds:?}");
+    }
 }

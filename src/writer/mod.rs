@@ -375,7 +375,7 @@ fn read_parked(parked: crate::ledger::Parked) -> Arrival {
 fn content(record: &StoredRecord) -> Content {
     let headers = record.headers.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
     match decode(headers, &record.payload) {
-        Ok(event) => Content::Event(event),
+        Ok(event) => Content::Event(Box::new(event)),
         Err(DecodeError { detail, position }) => Content::Dead {
             reason: DeadReason::Undecodable,
             detail,

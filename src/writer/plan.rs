@@ -21,7 +21,7 @@ pub struct Arrival {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    Event(Event),
+    Event(Box<Event>),
     /// Known to be a dead letter before anything is asked.
     Dead {
         reason: DeadReason,
@@ -267,7 +267,7 @@ mod tests {
             headers: Vec::new(),
             payload: format!("{event:?}").into_bytes(),
         };
-        Arrival { record, content: Content::Event(event), parked: None }
+        Arrival { record, content: Content::Event(Box::new(event)), parked: None }
     }
 
     fn known(epoch: u32, recorded: u64, parked: u64) -> Known {
