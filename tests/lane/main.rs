@@ -1,0 +1,11 @@
+//! The heart of the service, proven on a real Redis: the scripts in `lua/` through `Lanes`.
+
+mod model;
+mod orders;
+mod random;
+mod raw;
+#[path = "../support/redis_server.rs"]
+mod redis_server;
+mod sale;
+mod sales;
+mod workload;
