@@ -1,9 +1,8 @@
 //! The background roles together: lane → outbox → Kafka → database, and overdue holds back on sale.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{Stack, actor, unique, until};
 use futures_util::future::join_all;
 use holdfast::bus::producer::Producer;
 use holdfast::config::{self, Config};
@@ -18,7 +17,6 @@ use holdfast::ledger::{Catalog, digest};
 use holdfast::relay::Relay;
 use holdfast::sweeper::Sweeper;
 use prometheus_client::registry::Registry;
-use support::{Stack, actor, unique, until};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
