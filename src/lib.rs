@@ -1,8 +1,10 @@
 //! Holdfast: inventory deduction for flash sales. See `docs/architecture.md`.
 
+pub mod admission;
 pub mod bus;
 pub mod config;
 pub mod domain;
+pub mod http;
 pub mod lanes;
 pub mod ledger;
 pub mod relay;

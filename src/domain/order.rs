@@ -1,6 +1,7 @@
 //! An order: one buyer's claim on stock, and what may become of it.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ids::{LaneId, OrderId};
 use super::names::{BuyerId, PaymentId, Sku};
@@ -41,7 +42,7 @@ impl From<Quantity> for u32 {
 }
 
 /// So many units of one SKU.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Line {
     pub sku: Sku,
@@ -49,7 +50,7 @@ pub struct Line {
 }
 
 /// Where an order stands. `held` is the only state that keeps stock without having sold it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     Held,

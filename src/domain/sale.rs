@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::names::Sku;
 use super::stock::TOTAL_MAX;
@@ -19,38 +20,48 @@ const RETENTION_DAYS_MAX: u32 = 3_650;
 const NAME_CHARS_MAX: usize = 200;
 
 /// One SKU of a definition. `stock` is the initial one; adjustments change it from there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SkuDefinition {
     pub sku: Sku,
+    #[schema(minimum = 0, maximum = 1_000_000_000)]
     pub stock: i64,
     #[serde(default)]
+    #[schema(minimum = 1, maximum = 1_000_000)]
     pub per_buyer_limit: Option<u32>,
 }
 
 /// What an operator says a sale is. Reading fills in the defaults; [`Definition::check`] says
 /// whether it is possible.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Definition {
+    #[schema(min_length = 1, max_length = 200)]
     pub name: String,
     #[serde(default)]
     pub opens_at: Option<Timestamp>,
     #[serde(default)]
     pub closes_at: Option<Timestamp>,
     #[serde(default = "default_hold_seconds")]
+    #[schema(minimum = 1, maximum = 86_400)]
     pub hold_seconds: u32,
     #[serde(default = "default_grace_seconds")]
+    #[schema(minimum = 0, maximum = 3_600)]
     pub payment_grace_seconds: u32,
     /// `hold_seconds + payment_grace_seconds` unless said otherwise.
     #[serde(default)]
+    #[schema(maximum = 90_000)]
     pub max_hold_seconds: Option<u32>,
     #[serde(default)]
+    #[schema(minimum = 1, maximum = 1_000_000)]
     pub per_buyer_limit: Option<u32>,
     #[serde(default = "default_retention_days")]
+    #[schema(minimum = 0, maximum = 3_650)]
     pub retention_days: u32,
     #[serde(default = "default_lanes")]
+    #[schema(minimum = 1, maximum = 1)]
     pub lanes: u8,
+    #[schema(min_items = 1, max_items = 1_000)]
     pub skus: Vec<SkuDefinition>,
 }
 
@@ -90,6 +101,9 @@ impl Definition {
 
         let name_chars = self.name.chars().count();
         errors.range("/name", "characters", name_chars as i64, 1, NAME_CHARS_MAX as i64);
+        if self.name.contains('\0') {
+            errors.add("/name", "must not contain NUL: the database cannot store it");
+        }
         let hold = self.hold_seconds;
         errors.range("/hold_seconds", "seconds", hold.into(), 1, HOLD_SECONDS_MAX.into());
         let grace = self.payment_grace_seconds;
@@ -148,7 +162,7 @@ impl Errors {
 }
 
 /// What buyers may do with a sale now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     Scheduled,

@@ -1,6 +1,7 @@
 //! Counters of one SKU, and the adjustments that operators make to them.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ids::AdjustmentId;
 use super::names::{KeyName, SaleId, Sku};
@@ -35,7 +36,7 @@ pub struct Change {
 }
 
 /// Why an operator changed a total.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Reason {
     Restock,
@@ -94,7 +95,7 @@ impl Adjustment {
 }
 
 /// [`Counters`] as callers and events see them, the total spelt out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CountersSnapshot {
     pub total: i64,
     pub available: i64,

@@ -135,6 +135,17 @@ impl Catalog {
         self.read(&mut attempt).await
     }
 
+    /// Makes sure that the copy is no older than `age`; callers at once share one read.
+    pub async fn no_older_than(&self, age: Duration) -> Result<(), LedgerError> {
+        let mut attempt = self.0.attempt.lock().await;
+        let recent = attempt.began.is_some_and(|at| at.elapsed() < age);
+        match (recent, &attempt.failure) {
+            (true, Some(failure)) => Err(LedgerError::Unavailable(failure.clone())),
+            (true, None) => Ok(()),
+            (false, _) => self.read(&mut attempt).await,
+        }
+    }
+
     /// A defined sale. One that is not in the copy is looked for in the database first, so that
     /// what another instance has just defined is found.
     ///

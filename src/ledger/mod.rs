@@ -4,6 +4,7 @@
 mod adjustments;
 mod batch;
 pub mod catalog;
+mod counters;
 mod dead_letters;
 mod keys;
 mod lanes;

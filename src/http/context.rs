@@ -1,0 +1,179 @@
+//! What belongs to one request, and the layer around all handlers: it takes up the trace, counts
+//! the client's address, and finishes the answer (a problem's body, rate-limit headers, metrics).
+
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
+use axum::http::header::CONTENT_LENGTH;
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, Method};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+
+use super::Api;
+use super::problem::Problem;
+use super::trace::Trace;
+use crate::admission::{Policy, Verdict};
+
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+/// Answers below this carry rate-limit headers.
+const ORDERS: &str = "/v1/orders";
+
+/// What belongs to one request.
+#[derive(Debug)]
+pub struct Context {
+    trace: Trace,
+    address: Verdict,
+    key: OnceLock<Verdict>,
+    buyer: OnceLock<Verdict>,
+}
+
+impl Context {
+    fn new(trace: Trace, address: Verdict) -> Self {
+        Self { trace, address, key: OnceLock::new(), buyer: OnceLock::new() }
+    }
+
+    /// Of the request that a handler or extractor looks at.
+    pub fn of(parts: &Parts) -> Arc<Self> {
+        parts.extensions.get().cloned().expect("the layer around all handlers has set it")
+    }
+
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// The address was counted when the request came; what comes of it is said in its turn.
+    pub fn check_address(&self) -> Result<(), Problem> {
+        within(self.address)
+    }
+
+    pub fn check_key(&self, verdict: Verdict) -> Result<(), Problem> {
+        within(*self.key.get_or_init(|| verdict))
+    }
+
+    pub fn check_buyer(&self, verdict: Verdict) -> Result<(), Problem> {
+        within(*self.buyer.get_or_init(|| verdict))
+    }
+
+    fn verdicts(&self) -> impl Iterator<Item = Verdict> {
+        let later = [self.key.get().copied(), self.buyer.get().copied()];
+        std::iter::once(self.address).chain(later.into_iter().flatten())
+    }
+}
+
+fn within(verdict: Verdict) -> Result<(), Problem> {
+    match verdict.wait {
+        Some(wait) => Err(Problem::rate_limited(verdict.policy.name, wait)),
+        None => Ok(()),
+    }
+}
+
+/// The layer around all handlers and fallbacks of the public listener.
+pub async fn around(State(api): State<Api>, mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip());
+    let address = api.admission.address(peer, request.headers());
+    let context = Arc::new(Context::new(Trace::of(request.headers()), address));
+    request.extensions_mut().insert(context.clone());
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let about_orders = is_about_orders(request.uri().path());
+
+    let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let mut response =
+        answer.unwrap_or_else(|_| Problem::internal(&"a handler panicked").into_response());
+    finish(&api, &mut response, &method, context.trace());
+    if about_orders {
+        let headers = response.headers_mut();
+        headers.insert(RATE_LIMIT_POLICY, policies(&api.admission.policies()));
+        headers.insert(RATE_LIMIT, limits(context.verdicts()));
+    }
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    api.metrics.answered(&method, route, response.status(), started.elapsed());
+    response
+}
+
+/// Writes a problem's body, now that its trace is known.
+fn finish(api: &Api, response: &mut Response, method: &Method, trace: &Trace) {
+    let Some(problem) = response.extensions_mut().remove::<Problem>() else { return };
+    api.metrics.problem(problem.code());
+    let body = problem.render(trace.id());
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    if method != Method::HEAD {
+        *response.body_mut() = Body::from(body);
+    }
+}
+
+fn is_about_orders(path: &str) -> bool {
+    path.strip_prefix(ORDERS).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// `RateLimit-Policy`: "name";q=quota;w=seconds (draft-ietf-httpapi-ratelimit-headers-10).
+fn policies(policies: &[Policy]) -> HeaderValue {
+    let mut text = String::with_capacity(80);
+    for policy in policies {
+        let (name, quota, window) = (policy.name, policy.burst, policy.window_seconds());
+        item(&mut text, format_args!("\"{name}\";q={quota};w={window}"));
+    }
+    value(&text)
+}
+
+/// `RateLimit`: "name";r=remaining;t=seconds until all of it is there again.
+fn limits(verdicts: impl Iterator<Item = Verdict>) -> HeaderValue {
+    let mut text = String::with_capacity(80);
+    for verdict in verdicts {
+        let (name, remaining) = (verdict.policy.name, verdict.remaining);
+        item(&mut text, format_args!("\"{name}\";r={remaining};t={}", verdict.reset_seconds()));
+    }
+    value(&text)
+}
+
+/// Adds one item to a structured field's list (RFC 9651).
+fn item(list: &mut String, item: std::fmt::Arguments<'_>) {
+    if !list.is_empty() {
+        list.push_str(", ");
+    }
+    list.write_fmt(item).expect("a String takes all that is written to it");
+}
+
+fn value(list: &str) -> HeaderValue {
+    HeaderValue::from_str(list).expect("names and numbers are visible ASCII")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn limits_are_told_as_lists_of_structured_fields() {
+        let key = Policy { name: "key", per_second: 20, burst: 50 };
+        let buyer = Policy { name: "buyer", per_second: 1, burst: 1 };
+        assert_eq!(policies(&[key, buyer]), "\"key\";q=50;w=3, \"buyer\";q=1;w=1");
+        let verdicts = [
+            Verdict { policy: key, remaining: 49, wait: None },
+            Verdict { policy: buyer, remaining: 0, wait: Some(Duration::from_millis(10)) },
+        ];
+        assert_eq!(limits(verdicts.into_iter()), "\"key\";r=49;t=1, \"buyer\";r=0;t=1");
+    }
+
+    #[test]
+    fn the_orders_are_all_below_their_path_and_nothing_else() {
+        for (path, about) in [
+            ("/v1/orders", true),
+            ("/v1/orders/x/confirm", true),
+            ("/v1/ordersheet", false),
+            ("/v1/sales", false),
+        ] {
+            assert_eq!(is_about_orders(path), about, "{path}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Metrics of requests. Labels are bounded: route templates, known methods, status classes, codes.
+
+use std::time::Duration;
+
+use axum::http::{Method, StatusCode};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use super::problem::Code;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    method: &'static str,
+    route: String,
+    status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCode {
+    code: &'static str,
+}
+
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    requests: Family<Request, Histogram, fn() -> Histogram>,
+    problems: Family<ByCode, Counter>,
+}
+
+impl Metrics {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.000_25, 2.0, 16))
+            }),
+            problems: Family::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("holdfast_http");
+        registry.register_with_unit(
+            "request_duration",
+            "Requests, by route, status class and duration",
+            Unit::Seconds,
+            metrics.requests.clone(),
+        );
+        registry.register("problems", "Errors answered, by code", metrics.problems.clone());
+        metrics
+    }
+
+    pub(super) fn answered(
+        &self,
+        method: &Method,
+        route: &str,
+        status: StatusCode,
+        took: Duration,
+    ) {
+        let request =
+            Request { method: method_word(method), route: route.to_owned(), status: class(status) };
+        self.requests.get_or_create(&request).observe(took.as_secs_f64());
+    }
+
+    pub(super) fn problem(&self, code: Code) {
+        self.problems.get_or_create(&ByCode { code: code.as_str() }).inc();
+    }
+}
+
+/// A method is what the caller writes, and callers can write anything.
+fn method_word(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::DELETE => "DELETE",
+        Method::PATCH => "PATCH",
+        _ => "other",
+    }
+}
+
+fn class(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        100..=199 => "1xx",
+        200..=299 => "2xx",
+        300..=399 => "3xx",
+        400..=499 => "4xx",
+        _ => "5xx",
+    }
+}

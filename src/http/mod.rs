@@ -1,0 +1,125 @@
+//! The HTTP order API. `routes.rs` is its table of contents; a file a resource; whatever a caller
+//! is refused is a [`problem`].
+//!
+//! A request goes through [`context::around`] (trace, the address's limit), then the handler's
+//! extractors in the order of the contract: who calls ([`auth`]), body or query ([`extract`]).
+//! The handler itself counts the buyer, takes a place among the requests in flight, and asks.
+
+mod adjustments;
+mod auth;
+mod context;
+mod cursor;
+pub mod extract;
+mod health;
+mod metrics;
+mod openapi;
+pub mod orders;
+pub mod problem;
+mod routes;
+pub mod sales;
+mod schema;
+mod serve;
+mod stock;
+mod strict;
+mod trace;
+mod views;
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use prometheus_client::registry::Registry;
+use serde::Serialize;
+
+pub use self::adjustments::AdjustStock;
+pub use self::metrics::Metrics;
+pub use self::openapi::document;
+use self::problem::Problem;
+pub use self::routes::{inner_router, router};
+pub use self::serve::{ServeOptions, serve};
+use self::views::Views;
+use crate::admission::{Admission, InFlight};
+use crate::config::{self, millis};
+use crate::lanes::Lanes;
+use crate::ledger::{Catalog, Ledger};
+use crate::telemetry::health::Health;
+
+/// What can be set.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long a body may take to arrive.
+    pub body_timeout: Duration,
+    /// How old the public view of a sale may be.
+    pub view_age_max: Duration,
+    /// How long an answer that waits for the database may wait.
+    pub recorded_timeout: Duration,
+    /// Of the Kafka topic: a new sale's lanes are spread over them.
+    pub partitions: i32,
+}
+
+impl Options {
+    pub fn new(http: &config::Http, kafka: &config::Kafka) -> Self {
+        Self {
+            body_timeout: millis(http.body_timeout_ms),
+            view_age_max: millis(http.view_age_max_ms),
+            recorded_timeout: millis(http.recorded_timeout_ms),
+            partitions: kafka.partitions,
+        }
+    }
+}
+
+/// What the handlers work with.
+pub struct Parts {
+    pub lanes: Lanes,
+    pub ledger: Ledger,
+    pub catalog: Catalog,
+    pub admission: Arc<Admission>,
+    pub health: Health,
+    pub metrics: Metrics,
+    pub options: Options,
+    views: Views,
+}
+
+/// The handle that every handler has; clones are cheap.
+#[derive(Clone)]
+pub struct Api(Arc<Parts>);
+
+impl Deref for Api {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl Api {
+    pub fn new(
+        lanes: Lanes,
+        ledger: Ledger,
+        catalog: Catalog,
+        admission: Admission,
+        health: Health,
+        options: Options,
+        registry: &mut Registry,
+    ) -> Self {
+        let (admission, metrics) = (Arc::new(admission), Metrics::register(registry));
+        let views = Views::new();
+        Self(Arc::new(Parts { lanes, ledger, catalog, admission, health, metrics, options, views }))
+    }
+
+    /// Takes a place among the requests being handled, or refuses this one.
+    fn enter(&self) -> Result<InFlight, Problem> {
+        self.admission.enter().ok_or_else(Problem::overloaded)
+    }
+}
+
+/// What a handler answers.
+type Answer = Result<Response, Problem>;
+
+fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    let body = serde_json::to_vec(body).expect("plain data is always JSON");
+    let json = HeaderValue::from_static("application/json");
+    (status, [(header::CONTENT_TYPE, json)], body).into_response()
+}

@@ -1,0 +1,132 @@
+//! The table of contents: every path, and who answers it.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::handler::Handler;
+use axum::http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW,
+};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post, put};
+use prometheus_client::registry::Registry;
+
+use super::problem::{Code, Problem};
+use super::{Api, adjustments, context, health, openapi, orders, sales, stock, views};
+use crate::telemetry::health::Health;
+
+/// What callers can ask for.
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .post("/v1/orders", orders::place)
+        .get("/v1/orders", orders::list)
+        .get("/v1/orders/{order_id}", orders::show)
+        .post("/v1/orders/{order_id}/confirm", orders::confirm)
+        .post("/v1/orders/{order_id}/cancel", orders::cancel)
+        .post("/v1/orders/cancel", orders::cancel_by_key)
+        .open("/v1/sales", views::list)
+        .open("/v1/sales/{sale_id}", views::show)
+        .put("/v1/sales/{sale_id}", sales::define)
+        .get("/v1/sales/{sale_id}/definition", sales::definition)
+        .post("/v1/sales/{sale_id}/pause", sales::pause)
+        .post("/v1/sales/{sale_id}/resume", sales::resume)
+        .post("/v1/sales/{sale_id}/close", sales::close)
+        .get("/v1/sales/{sale_id}/stock", stock::show)
+        .post("/v1/sales/{sale_id}/stock/{sku}/adjustments", adjustments::adjust)
+        .get("/v1/sales/{sale_id}/adjustments", adjustments::list)
+        .get("/livez", health::livez)
+        .get("/readyz", health::readyz)
+        .get("/openapi.json", openapi::show)
+}
+
+/// The public listener.
+pub fn router(api: Api) -> Router {
+    routes()
+        .router
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn_with_state(api.clone(), context::around))
+        .with_state(api)
+}
+
+/// The listener for the inside.
+pub fn inner_router(health: Health, registry: Arc<Registry>) -> Router {
+    Router::new()
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz_detail).with_state(health))
+        .route("/metrics", get(health::metrics).with_state(registry))
+}
+
+async fn no_such_path() -> Problem {
+    Problem::new(Code::NotFound, "there is no such path")
+}
+
+/// The router adds `Allow`.
+async fn no_such_method() -> Problem {
+    Problem::new(Code::MethodNotAllowed, "the path does not take this method; see Allow")
+}
+
+/// A router, and a list of what is in it: the OpenAPI document is held against it.
+#[derive(Default)]
+pub(super) struct Routes {
+    router: Router<Api>,
+    listed: Vec<(&'static str, &'static str)>,
+}
+
+impl Routes {
+    fn get<T: 'static>(self, path: &'static str, handler: impl Handler<T, Api>) -> Self {
+        self.add("GET", path, get(handler))
+    }
+
+    fn post<T: 'static>(self, path: &'static str, handler: impl Handler<T, Api>) -> Self {
+        self.add("POST", path, post(handler))
+    }
+
+    fn put<T: 'static>(self, path: &'static str, handler: impl Handler<T, Api>) -> Self {
+        self.add("PUT", path, put(handler))
+    }
+
+    /// A GET that pages of other origins may read.
+    fn open<T: 'static>(self, path: &'static str, handler: impl Handler<T, Api>) -> Self {
+        let any_origin = map_response(allow_any_origin);
+        self.add("GET", path, get(handler).options(preflight).route_layer(any_origin))
+    }
+
+    fn add(
+        mut self,
+        method: &'static str,
+        path: &'static str,
+        handlers: MethodRouter<Api>,
+    ) -> Self {
+        self.router = self.router.route(path, handlers);
+        self.listed.push((method, path));
+        self
+    }
+
+    #[cfg(test)]
+    pub fn listed(&self) -> &[(&'static str, &'static str)] {
+        &self.listed
+    }
+}
+
+async fn allow_any_origin(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("ETag, Retry-After"));
+    response
+}
+
+/// The answer to a browser that asks before it reads with `If-None-Match`.
+async fn preflight() -> Response {
+    let say = HeaderValue::from_static;
+    let headers = [
+        (ALLOW, say("GET, HEAD, OPTIONS")),
+        (ACCESS_CONTROL_ALLOW_METHODS, say("GET, HEAD")),
+        (ACCESS_CONTROL_ALLOW_HEADERS, say("If-None-Match, traceparent")),
+        (ACCESS_CONTROL_MAX_AGE, say("86400")),
+    ];
+    (StatusCode::NO_CONTENT, headers).into_response()
+}
