@@ -193,7 +193,7 @@ end
 
 -- What is due, on both clocks: releasing a hold is the one irreversible use of time.
 local due_members, due_keys, due_more, next_deadline = {}, {}, false, nil
-if expire_max > 0 then
+if expire_max > 0 and lane.exists then
   local page, done = 16, false
   while not done do
     local found = redis.call('ZRANGE', KEYS[5], #due_members, #due_members + page - 1, 'WITHSCORES')
