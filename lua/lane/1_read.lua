@@ -57,10 +57,13 @@ local expire_max = 0
 
 -- "sku=units,sku=units" -> { {sku, units}, … }
 local function split_lines(lines)
-  local list = {}
+  local list, length = {}, 0
   for sku, units in string.gmatch(lines, '([^=,]+)=(%d+)') do
     list[#list + 1] = { sku = sku, units = tonumber(units) }
+    length = length + #sku + #units + 2
   end
+  -- What was skipped would be stock that nobody holds, or a limit that is forgotten.
+  assert(length == (lines == '' and 0 or #lines + 1), 'lines cannot be read')
   return list
 end
 
