@@ -90,9 +90,8 @@ async fn a_payment_and_the_sweeper_race_and_exactly_one_wins() {
     }
     let end = orders.iter().map(|order| order.expires_at).max().expect("40 of them");
     let sweeper = sale.elsewhere();
-    let sweeping = tokio::spawn(async move {
-        while sweeper.expire().await.next_deadline.is_some() {}
-    });
+    let sweeping =
+        tokio::spawn(async move { while sweeper.expire().await.next_deadline.is_some() {} });
     let paying = orders.into_iter().map(|order| {
         let sale = sale.clone();
         tokio::spawn(async move {

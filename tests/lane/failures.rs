@@ -187,7 +187,8 @@ async fn a_full_redis_takes_no_new_orders_and_settles_the_others() {
     let mut fillers = 0;
     wait_until("Redis is full", async || {
         fillers += 1;
-        let filled: Result<(), _> = redis.set(format!("filler-{fillers}"), "x".repeat(50_000)).await;
+        let filled: Result<(), _> =
+            redis.set(format!("filler-{fillers}"), "x".repeat(50_000)).await;
         filled.is_err_and(|error| error.to_string().contains("OOM"))
     })
     .await;
