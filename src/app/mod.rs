@@ -7,23 +7,26 @@
 pub mod keys;
 mod monitor;
 
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
 use crate::bus::producer::Producer;
 use crate::bus::{BusError, topic};
-use crate::config::{Config, millis, redact_url};
+use crate::config::{self, Config, millis, redact_url};
 use crate::domain::names::{KeyName, SaleId};
 use crate::domain::sale::Definition;
-use crate::http;
+use crate::http::{self, Api, ServeOptions};
 use crate::lanes::Lanes;
 use crate::ledger::catalog::{Catalog, CatalogMetrics};
 use crate::ledger::{Ledger, LedgerError};
@@ -90,12 +93,12 @@ pub async fn apply_sale(config: &Config, file: &Path) -> anyhow::Result<()> {
     let definition = definition.check().map_err(|errors| {
         anyhow!("{}", errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     })?;
-    let mut registry = Registry::default();
-    let ledger = Ledger::new(&config.database)?;
-    let lanes = Lanes::new(&config.redis, &config.lanes, &mut registry)?;
-    let catalog = Catalog::new(ledger.clone(), &config.catalog, CatalogMetrics::register(&mut registry));
-    let actor: KeyName = "command-line".parse().expect("a valid name");
-    let _ = (ledger, lanes, catalog, actor, definition, sale.id);
+    let mut service = Service::new(config.clone(), &[])?;
+    let actor: KeyName = "command-line".parse()?;
+    let applied = service.api().define(sale.id.clone(), definition, actor).await;
+    let applied = applied.map_err(|problem| anyhow!("{problem}"))?;
+    let what = if applied.created { "defined" } else { "applied" };
+    println!("{} {what}, version {}", sale.id, applied.version);
     Ok(())
 }
 
@@ -146,13 +149,14 @@ impl Service {
         let mut signals = Signals::new()?;
         // Whoever needs the schema or the topic waits for these.
         let (migrated, topic) = (watch::Sender::new(false), watch::Sender::new(false));
-        let mut roles = self.spawn_roles(wanted, &stages, &migrated, &topic)?;
-        let inner = self.spawn_inner(&stages)?;
+        let mut roles = self.spawn_roles(wanted, &stages, &migrated, &topic).await?;
+        let inner = self.spawn_inner().await?;
         let mut background = self.spawn_background(&stages, migrated, topic);
 
         let failure = tokio::select! {
             () = signals.next() => None,
             error = roles.failure(&self.health) => Some(error),
+            error = failure(&mut background) => Some(error),
         };
         self.health.drain();
         if let Some(error) = &failure {
@@ -167,7 +171,7 @@ impl Service {
         failure.map_or(Ok(()), Err)
     }
 
-    fn spawn_roles(
+    async fn spawn_roles(
         &mut self,
         wanted: &[Role],
         stages: &Stages,
@@ -179,11 +183,12 @@ impl Service {
             self.health.set_role(role.as_str(), Condition::Up, "");
             match role {
                 Role::Api => {
-                    let api = self.api();
-                    let (http, token) = (self.config.http.clone(), stages.front.clone());
-                    let router = http::router(api);
+                    let router = http::router(self.api());
+                    let options = ServeOptions::new(&self.config.http);
+                    let listener = listen("http.listen", self.config.http.listen).await?;
+                    let token = stages.front.clone();
                     roles.spawn(Role::Api, async move {
-                        Ok(http::serve(http.listen, router, &http, token).await?)
+                        Ok(http::serve(listener, router, options, token).await?)
                     });
                 }
                 Role::Sweeper => {
@@ -233,44 +238,51 @@ impl Service {
         Ok(roles)
     }
 
-    /// Connections, the catalog and the watch over servers: none of them ever ends the process.
+    fn api(&mut self) -> Api {
+        let admission = Admission::new(&self.config.admission, &mut self.registry);
+        Api::new(
+            self.lanes.clone(),
+            self.ledger.clone(),
+            self.catalog.clone(),
+            admission,
+            self.health.clone(),
+            http::Options::new(&self.config.http, &self.config.kafka),
+            &mut self.registry,
+        )
+    }
+
+    /// The listener for the inside; it answers until the very end.
+    async fn spawn_inner(&mut self) -> anyhow::Result<JoinHandle<()>> {
+        let registry = Arc::new(std::mem::take(&mut self.registry));
+        let router = http::inner_router(self.health.clone(), registry);
+        let listener = listen("http.inner_listen", self.config.http.inner_listen).await?;
+        let options = ServeOptions::new(&self.config.http);
+        Ok(tokio::spawn(async move {
+            let never = CancellationToken::new();
+            if let Err(error) = http::serve(listener, router, options, never).await {
+                tracing::error!(%error, "the inner listener ended");
+            }
+        }))
+    }
+
+    /// Connections, the catalog and the watch over servers. One that ends with an error ends the
+    /// process: its server is there, but not as we need it.
     fn spawn_background(
         &self,
         stages: &Stages,
         migrated: watch::Sender<bool>,
         topic: watch::Sender<bool>,
-    ) -> JoinSet<()> {
+    ) -> JoinSet<anyhow::Result<()>> {
         let mut background = JoinSet::new();
-        let (ledger, health) = (self.ledger.clone(), self.health.clone());
-        let (catalog, token) = (self.catalog.clone(), stages.rest.clone());
-        let database = self.config.database.clone();
-        background.spawn(async move {
-            retry("PostgreSQL", |_| {}, async || ledger.migrate().await).await;
-            let version = ledger.server_version().await.unwrap_or_default();
-            let url = redact_url(&database.url);
-            tracing::info!(version, url, schema = database.schema, "connected to PostgreSQL");
-            if let Err(error) = catalog.refresh().await {
-                tracing::warn!(%error, "the catalog could not be read");
-            }
-            health.set_part(Part::Database, Condition::Up, version);
-            migrated.send_replace(true);
-            catalog.run(token).await;
-        });
-        let kafka = self.config.kafka.clone();
-        let health = self.health.clone();
-        background.spawn(async move {
-            let failed = |error: &BusError| {
-                health.set_part(Part::Kafka, Condition::Down, error.to_string());
-            };
-            let warnings = retry("Kafka", failed, async || topic::prepare(&kafka).await).await;
-            let (brokers, name) = (&kafka.brokers, &kafka.topic);
-            tracing::info!(brokers, topic = name, partitions = kafka.partitions, "connected to Kafka");
-            for warning in warnings {
-                tracing::warn!("{warning}");
-            }
-            health.set_part(Part::Kafka, Condition::Up, "");
-            topic.send_replace(true);
-        });
+        background.spawn(connect_database(
+            self.config.database.clone(),
+            self.ledger.clone(),
+            self.catalog.clone(),
+            self.health.clone(),
+            migrated,
+            stages.rest.clone(),
+        ));
+        background.spawn(connect_kafka(self.config.kafka.clone(), self.health.clone(), topic));
         background.spawn(monitor::run(monitor::Watched {
             redis_url: redact_url(&self.config.redis.url),
             lanes: self.lanes.clone(),
@@ -321,6 +333,13 @@ impl Signals {
     }
 }
 
+async fn listen(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("{setting} = {address}"))?;
+    tracing::info!(%address, setting, "listening");
+    Ok(listener)
+}
+
 /// Waits for `ready`; false if the process ends first.
 async fn wait(mut ready: watch::Receiver<bool>, end: &CancellationToken) -> bool {
     tokio::select! {
@@ -337,7 +356,11 @@ struct Roles {
 }
 
 impl Roles {
-    fn spawn(&mut self, role: Role, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+    fn spawn(
+        &mut self,
+        role: Role,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
         self.left.push(role);
         self.tasks.spawn(async move { (role, task.await) });
     }
@@ -373,27 +396,96 @@ impl Roles {
             }
         };
         if tokio::time::timeout(patience, all).await.is_err() {
-            tracing::warn!(?these, "did not end in time; nothing is lost, the next process goes on");
+            tracing::warn!(
+                ?these,
+                "did not end in time; nothing is lost, the next process goes on"
+            );
         }
     }
 }
 
-/// Calls until it succeeds: an unreachable server is never an end. `failed` learns of each failure.
-async fn retry<T, E: std::fmt::Display>(
-    server: &str,
-    failed: impl Fn(&E),
-    call: impl AsyncFn() -> Result<T, E>,
-) -> T {
-    let mut pause = RETRY_MIN;
+/// Waits until something in the background fails. What ends in order is no failure.
+async fn failure(background: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Error {
     loop {
-        match call().await {
-            Ok(value) => return value,
-            Err(error) => {
-                tracing::warn!(%error, "{server} is not there yet; trying again");
-                failed(&error);
-            }
+        match background.join_next().await {
+            Some(Ok(Ok(()))) => {}
+            Some(Ok(Err(error))) => return error,
+            Some(Err(panic)) => return anyhow!(panic).context("a background task panicked"),
+            None => std::future::pending().await,
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RETRY_MAX);
+    }
+}
+
+/// Brings the schema up to date, then keeps the catalog fresh.
+async fn connect_database(
+    config: config::Database,
+    ledger: Ledger,
+    catalog: Catalog,
+    health: Health,
+    migrated: watch::Sender<bool>,
+    end: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut retry = Retry::new("PostgreSQL");
+    loop {
+        match ledger.migrate().await {
+            Ok(()) => break,
+            Err(error @ LedgerError::Unavailable(_)) => retry.after(&error).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let version = ledger.server_version().await.unwrap_or_default();
+    let (url, schema) = (redact_url(&config.url), &config.schema);
+    tracing::info!(version, url, schema, "connected to PostgreSQL");
+    if let Err(error) = catalog.refresh().await {
+        tracing::warn!(%error, "the catalog could not be read");
+    }
+    health.set_part(Part::Database, Condition::Up, version);
+    migrated.send_replace(true);
+    catalog.run(end).await;
+    Ok(())
+}
+
+/// Makes the topic where it is missing, and says what about it endangers the events.
+async fn connect_kafka(
+    config: config::Kafka,
+    health: Health,
+    ready: watch::Sender<bool>,
+) -> anyhow::Result<()> {
+    let mut retry = Retry::new("Kafka");
+    let warnings = loop {
+        match topic::prepare(&config).await {
+            Ok(warnings) => break warnings,
+            Err(error @ BusError::Unavailable(_)) => {
+                health.set_part(Part::Kafka, Condition::Down, error.to_string());
+                retry.after(&error).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let (brokers, topic) = (&config.brokers, &config.topic);
+    tracing::info!(brokers, topic, "connected to Kafka");
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    health.set_part(Part::Kafka, Condition::Up, "");
+    ready.send_replace(true);
+    Ok(())
+}
+
+/// The pause before an unreachable server is tried again.
+struct Retry {
+    server: &'static str,
+    pause: Duration,
+}
+
+impl Retry {
+    fn new(server: &'static str) -> Self {
+        Self { server, pause: RETRY_MIN }
+    }
+
+    async fn after(&mut self, error: &(dyn std::error::Error + Sync)) {
+        tracing::warn!("{} is not there yet, trying again: {error}", self.server);
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(RETRY_MAX);
     }
 }

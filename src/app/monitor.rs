@@ -24,8 +24,8 @@ pub struct Watched {
 }
 
 /// Watches until dropped.
-pub async fn run(watched: Watched) {
-    let (mut warned, mut known) = (false, [Condition::Starting; 3]);
+pub async fn run(watched: Watched) -> anyhow::Result<()> {
+    let (mut warned, mut known) = (false, [None; 3]);
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -36,13 +36,13 @@ pub async fn run(watched: Watched) {
             answer(watched.ledger.ping()),
         );
         let parts = [(Part::Redis, redis), (Part::Kafka, kafka), (Part::Database, database)];
-        for ((part, outcome), known) in parts.into_iter().zip(&mut known) {
-            note(&watched.health, part, outcome, known);
+        for ((part, outcome), up) in parts.into_iter().zip(&mut known) {
+            note(&watched.health, part, outcome, up);
         }
     }
 }
 
-async fn redis(watched: &Watched, warned: &mut bool) -> Result<(), String> {
+async fn redis(watched: &Watched, warned: &mut bool) -> Result<String, String> {
     let server = match tokio::time::timeout(PATIENCE, watched.lanes.check_server()).await {
         Ok(server) => server.map_err(|error| error.to_string())?,
         Err(_) => return Err("no answer".into()),
@@ -51,38 +51,45 @@ async fn redis(watched: &Watched, warned: &mut bool) -> Result<(), String> {
         *warned = true;
         let (version, url) = (&server.version, &watched.redis_url);
         let maxmemory = server.maxmemory_bytes;
-        tracing::info!(version, url, maxmemory, policy = server.maxmemory_policy, "connected to Redis");
+        tracing::info!(
+            version,
+            url,
+            maxmemory,
+            policy = server.maxmemory_policy,
+            "connected to Redis"
+        );
         for warning in server.warnings() {
             tracing::warn!("{warning}");
         }
     }
-    Ok(())
+    Ok(server.version)
 }
 
-async fn answer<E: std::fmt::Display>(ask: impl Future<Output = Result<(), E>>) -> Result<(), String> {
+async fn answer<E: std::fmt::Display>(
+    ask: impl Future<Output = Result<(), E>>,
+) -> Result<String, String> {
     match tokio::time::timeout(PATIENCE, ask).await {
-        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Ok(outcome) => outcome.map(|()| String::new()).map_err(|error| error.to_string()),
         Err(_) => Err("no answer".into()),
     }
 }
 
-fn note(health: &Health, part: Part, outcome: Result<(), String>, known: &mut Condition) {
-    let (condition, detail) = match outcome {
-        Ok(()) => (Condition::Up, String::new()),
-        Err(detail) => (Condition::Down, detail),
-    };
-    // Until the schema is there and the first catalog read, an answer of the database is not
-    // enough: `app` says when that is.
-    let starting = *known == Condition::Starting;
-    if starting && part != Part::Redis && health.is_starting(part) {
+fn note(health: &Health, part: Part, outcome: Result<String, String>, up: &mut Option<bool>) {
+    // Kafka and the database are not there before `app` has made topic and schema; Redis needs
+    // nothing but an answer.
+    if part != Part::Redis && health.is_starting(part) {
         return;
     }
-    if !starting && *known != condition {
-        match condition {
-            Condition::Down => tracing::error!(?part, detail, "lost"),
-            _ => tracing::info!(?part, "back"),
+    let is_up = outcome.is_ok();
+    if up.is_some_and(|up| up != is_up) {
+        match &outcome {
+            Ok(_) => tracing::info!(?part, "back"),
+            Err(detail) => tracing::error!(?part, detail, "lost"),
         }
     }
-    *known = condition;
-    health.set_part(part, condition, detail);
+    *up = Some(is_up);
+    match outcome {
+        Ok(detail) => health.set_part(part, Condition::Up, detail),
+        Err(detail) => health.set_part(part, Condition::Down, detail),
+    }
 }

@@ -109,7 +109,9 @@ impl Model {
                 }
                 Outcome::Phased(Phased::Done)
             }
-            Command::Archive { retention_ms } => Outcome::Archived(self.archive(*retention_ms, now)),
+            Command::Archive { retention_ms } => {
+                Outcome::Archived(self.archive(*retention_ms, now))
+            }
             Command::Marks => Outcome::Marks,
         }
     }
@@ -139,12 +141,7 @@ impl Model {
         };
         let (held, sold) = (units(Status::Held), units(Status::Confirmed));
         let total = initial + adjustments.iter().map(|a| a.delta).sum::<i64>();
-        Counters {
-            available: total - held - sold,
-            held,
-            sold,
-            version: adjustments.len() as i64,
-        }
+        Counters { available: total - held - sold, held, sold, version: adjustments.len() as i64 }
     }
 
     /// Units that the buyer holds or has bought: of one SKU, or of all.
@@ -283,8 +280,11 @@ impl Model {
         }
         let over = |limit: Option<u32>, already: u64, more: u64, sku: Option<&Sku>| {
             let limit = u64::from(limit?);
-            (already + more > limit)
-                .then(|| Refusal::PurchaseLimit { limit, already, sku: sku.cloned() })
+            (already + more > limit).then(|| Refusal::PurchaseLimit {
+                limit,
+                already,
+                sku: sku.cloned(),
+            })
         };
         for line in &c.lines {
             let sku = definition.skus.iter().find(|s| s.sku == line.sku).expect("sold here");

@@ -53,7 +53,10 @@ async fn the_limits_come_before_sold_out_and_the_skus_before_the_sales() {
     assert_eq!(refused(both), limit(2, 2, Some("phone")));
     assert_eq!(refused(sale.reserve("ann", "k1", &[("case", 2)]).await), limit(3, 2, None));
     assert_eq!(refused(sale.reserve("bob", "k1", &[("phone", 1)]).await), sold_out("phone", 1, 0));
-    assert_eq!(refused(sale.reserve("bob", "k1", &[("phone", 3)]).await), limit(2, 0, Some("phone")));
+    assert_eq!(
+        refused(sale.reserve("bob", "k1", &[("phone", 3)]).await),
+        limit(2, 0, Some("phone"))
+    );
 }
 
 #[tokio::test]

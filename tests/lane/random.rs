@@ -95,8 +95,7 @@ impl Run {
         self.call(call).await;
         for round in 0..ROUNDS {
             for _ in 0..CALLS_A_ROUND {
-                let batch =
-                    self.workload.batch(&self.sale, self.model.definition(), COMMANDS_MAX);
+                let batch = self.workload.batch(&self.sale, self.model.definition(), COMMANDS_MAX);
                 self.call(batch).await;
                 self.advance().await;
             }
@@ -350,7 +349,8 @@ impl Twins {
             for command in &batch {
                 alone.push(self.alone.ask(command.clone()).await);
             }
-            let answers = (self.together.entries_after(seen.0).await, self.alone.events_after(seen.1).await);
+            let answers =
+                (self.together.entries_after(seen.0).await, self.alone.events_after(seen.1).await);
             if started.elapsed() > short {
                 return None;
             }

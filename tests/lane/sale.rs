@@ -9,7 +9,9 @@ use holdfast::domain::order::{Line, Order};
 use holdfast::domain::sale::{Definition, SkuDefinition};
 use holdfast::domain::stock::{AdjustmentNote, Reason};
 use holdfast::domain::time::Timestamp;
-use holdfast::lanes::command::{Adjust, Cancel, Command, Confirm, Define, Phase, PhaseChange, Reserve};
+use holdfast::lanes::command::{
+    Adjust, Cancel, Command, Confirm, Define, Phase, PhaseChange, Reserve,
+};
 use holdfast::lanes::reply::{
     Adjusted, Cancelled, Confirmed, Defined, Expired, Marks, Phased, Refusal, Reserved, Stamped,
     Stock,
@@ -92,7 +94,10 @@ pub fn definition(skus: &[(&str, i64)]) -> Definition {
         per_buyer_limit: None,
         retention_days: 7,
         lanes: 1,
-        skus: skus.iter().map(|(name, stock)| SkuDefinition { stock: *stock, ..sku(name) }).collect(),
+        skus: skus
+            .iter()
+            .map(|(name, stock)| SkuDefinition { stock: *stock, ..sku(name) })
+            .collect(),
     }
     .check()
     .expect("a possible definition")
@@ -209,8 +214,7 @@ impl Sale {
 
     /// Holds `asked` for so many seconds, which must succeed.
     pub async fn hold(&self, buyer: &str, key: &str, asked: &[(&str, u32)], seconds: u32) -> Order {
-        let command =
-            Reserve { hold_seconds: Some(seconds), ..self.reserving(buyer, key, asked) };
+        let command = Reserve { hold_seconds: Some(seconds), ..self.reserving(buyer, key, asked) };
         held(self.lanes.reserve(command).await.expect("an answer").outcome)
     }
 
@@ -295,9 +299,7 @@ impl Sale {
             Command::Cancel(c) => lanes.cancel(c).await.map(|s| answer(s, Outcome::Cancelled)),
             Command::Get { id } => lanes.get(id).await.map(|s| answer(s, Outcome::Got)),
             Command::Adjust(c) => lanes.adjust(c).await.map(|s| answer(s, Outcome::Adjusted)),
-            Command::Define(c) => {
-                lanes.define(lane, *c).await.map(|s| answer(s, Outcome::Defined))
-            }
+            Command::Define(c) => lanes.define(lane, *c).await.map(|s| answer(s, Outcome::Defined)),
             Command::Phase(c) => lanes.phase(lane, c).await.map(|s| answer(s, Outcome::Phased)),
             Command::Stock => lanes.stock(lane).await.map(|s| answer(s, Outcome::Stock)),
             Command::Expire { max } => {

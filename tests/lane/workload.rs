@@ -14,7 +14,8 @@ const KEYS: [&str; 8] = ["k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7"];
 const SKUS: [&str; 4] = ["phone", "case.red", "cable-1", "pen_2"];
 const PAYMENTS: [&str; 3] = ["pay-1", "pay-2", "pay=3,"];
 const ADJUSTMENT_KEYS: [&str; 6] = ["a0", "a1", "a2", "a3", "a4", "a5"];
-const TRACES: [&str; 2] = ["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "00-aa-bb-00"];
+const TRACES: [&str; 2] =
+    ["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "00-aa-bb-00"];
 /// How long the shorter holds last, in seconds: the shortest that a definition may say.
 pub const SHORT_HOLD: u32 = 1;
 const HOLD: u32 = 300;
@@ -77,7 +78,10 @@ impl Workload {
             430..590 => {
                 let (buyer, key) = (self.one_of(&BUYERS), self.one_of(&KEYS));
                 let payment = self.one_of(&PAYMENTS);
-                Command::Confirm(Confirm { trace, ..sale.confirming(&sale.id(buyer, key), payment) })
+                Command::Confirm(Confirm {
+                    trace,
+                    ..sale.confirming(&sale.id(buyer, key), payment)
+                })
             }
             590..700 => Command::Cancel(Cancel { trace, ..self.cancel(sale) }),
             700..750 => Command::Expire { max: EXPIRE_MAX },
