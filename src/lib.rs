@@ -1,6 +1,7 @@
 //! Holdfast: inventory deduction for flash sales. See `docs/architecture.md`.
 
 pub mod admission;
+pub mod app;
 pub mod bus;
 pub mod config;
 pub mod domain;

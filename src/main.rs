@@ -1,1 +1,99 @@
-fn main() {}
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use holdfast::app::{self, Role};
+use holdfast::config::Config;
+use holdfast::domain::names::KeyName;
+use holdfast::ledger::Scope;
+
+/// Inventory deduction for flash sales: holds stock atomically, records every event, never sells
+/// a unit twice.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    /// Settings that override the defaults (TOML). `holdfast config` shows them all.
+    #[arg(long, global = true, env = "HOLDFAST_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service: all roles in one process, or some of them.
+    Serve {
+        #[arg(long, value_enum, value_delimiter = ',', default_value = "api,relay,writer,sweeper")]
+        roles: Vec<Role>,
+    },
+    /// Bring the database's schema up to this version.
+    Migrate,
+    /// API keys.
+    #[command(subcommand)]
+    Keys(Keys),
+    /// Sales.
+    #[command(subcommand)]
+    Sale(Sale),
+    /// Print the effective configuration, secrets hidden.
+    Config,
+}
+
+#[derive(Subcommand)]
+enum Keys {
+    /// Make a key and print it; it is shown only now.
+    Create {
+        /// Who it is for; audit rows name it. 1-64 of A-Z a-z 0-9 . _ -
+        #[arg(long)]
+        name: KeyName,
+        /// orders, or operator (may also do all that orders may).
+        #[arg(long)]
+        scope: Scope,
+    },
+    /// List all keys.
+    List,
+    /// Revoke a key; it is refused within `catalog.refresh_ms`.
+    Revoke {
+        /// Its id or its name.
+        key: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum Sale {
+    /// Define or redefine a sale from a file (JSON or TOML): its `id` and its definition.
+    Apply { file: PathBuf },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("holdfast: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let config = Config::load(cli.config.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Serve { roles } => app::serve(config, &roles).await,
+            Command::Migrate => app::migrate(&config).await,
+            Command::Keys(Keys::Create { name, scope }) => {
+                app::keys::create(&config, &name, scope).await
+            }
+            Command::Keys(Keys::List) => app::keys::list(&config).await,
+            Command::Keys(Keys::Revoke { key }) => app::keys::revoke(&config, &key).await,
+            Command::Sale(Sale::Apply { file }) => app::apply_sale(&config, &file).await,
+            Command::Config => {
+                print!("{}", config.to_redacted_toml());
+                Ok(())
+            }
+        }
+    })
+}

@@ -57,10 +57,13 @@ local expire_max = 0
 
 -- "sku=units,sku=units" -> { {sku, units}, … }
 local function split_lines(lines)
-  local list = {}
+  local list, length = {}, 0
   for sku, units in string.gmatch(lines, '([^=,]+)=(%d+)') do
     list[#list + 1] = { sku = sku, units = tonumber(units) }
+    length = length + #sku + #units + 2
   end
+  -- What was skipped would be stock that nobody holds, or a limit that is forgotten.
+  assert(length == (lines == '' and 0 or #lines + 1), 'lines cannot be read')
   return list
 end
 
@@ -193,7 +196,7 @@ end
 
 -- What is due, on both clocks: releasing a hold is the one irreversible use of time.
 local due_members, due_keys, due_more, next_deadline = {}, {}, false, nil
-if expire_max > 0 then
+if expire_max > 0 and lane.exists then
   local page, done = 16, false
   while not done do
     local found = redis.call('ZRANGE', KEYS[5], #due_members, #due_members + page - 1, 'WITHSCORES')

@@ -196,8 +196,8 @@ function decide.cancel(command)
   return 'cancelled ' .. record(order)
 end
 
--- Outcome: expired HOW-MANY MORE NEXT; MORE is 1 where more is due, NEXT the next deadline (ms) or
--- empty. The one look at the deadlines serves all such commands of a call.
+-- Outcome: expired HOW-MANY MORE NEXT; MORE is 1 where more is due, else NEXT is the next deadline
+-- (ms), or empty. The one look at the deadlines serves all such commands of a call.
 function decide.expire()
   local ended = 0
   for _, key in ipairs(due_keys) do
@@ -209,7 +209,14 @@ function decide.expire()
       ended = ended + 1
     end
   end
-  return 'expired ' .. text(ended) .. ' ' .. (due_more and '1' or '0') .. ' ' .. (next_deadline and text(next_deadline) or '')
+  if due_more then
+    return 'expired ' .. text(ended) .. ' 1 '
+  end
+  local soonest = next_deadline
+  for at in pairs(deadlines) do -- of holds that came before in this call
+    soonest = math.min(soonest or at, at)
+  end
+  return 'expired ' .. text(ended) .. ' 0 ' .. (soonest and text(soonest) or '')
 end
 
 -- Outcomes: unknown, order RECORD.

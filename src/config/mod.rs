@@ -16,7 +16,7 @@ const DEFAULTS: &str = include_str!("../../config/default.toml");
 const ENV_PREFIX: &str = "HOLDFAST_";
 const ENV_SEPARATOR: &str = "__";
 /// Variables with our prefix that are no settings: the ones `./dev` reads or prints.
-const ENV_OTHERS: [&str; 12] = [
+const ENV_OTHERS: [&str; 13] = [
     "CONFIG",
     "DEV",
     "HOME",
@@ -25,6 +25,7 @@ const ENV_OTHERS: [&str; 12] = [
     "OPERATOR_KEY",
     "ORDERS_KEY",
     "PORT_BASE",
+    "REDIS_MAXMEMORY",
     "TEST_PORT_BASE",
     "TOOLS",
     "URL",

@@ -14,7 +14,7 @@ use super::problem::{Code, FieldError, Problem};
 use super::views::SaleView;
 use super::{Answer, Api, json};
 use crate::domain::ids::LaneId;
-use crate::domain::names::SaleId;
+use crate::domain::names::{KeyName, SaleId};
 use crate::domain::sale::Definition;
 use crate::lanes::LaneError;
 use crate::lanes::command::{Define, Phase, PhaseChange};
@@ -69,33 +69,62 @@ pub async fn define(
 ) -> Answer {
     let sale = names.new_sale_id()?;
     let in_flight = api.enter()?;
-    let defining = Defining { api, sale, definition, caller, if_match: IfMatch::of(&headers) };
+    let view = DefinitionView { id: sale.clone(), version: 0, definition: definition.clone() };
+    let (actor, trace) = (caller.actor(), caller.trace());
+    let if_match = IfMatch::of(&headers);
+    let defining = Defining { api, sale, definition, actor, trace, if_match };
     // A task of its own: the transaction around the lane's call must end in order, whether or not
     // the client is still there.
     let task = tokio::spawn(async move {
         let _in_flight = in_flight;
         defining.run().await
     });
-    task.await.unwrap_or_else(|error| Err(Problem::internal(&error)))
+    let applied = task.await.unwrap_or_else(|error| Err(Problem::internal(&error)))?;
+    let status = if applied.created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok(definition_answer(status, DefinitionView { version: applied.version, ..view }))
+}
+
+/// What came of a definition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Applied {
+    pub version: u64,
+    /// Whether the sale is new.
+    pub created: bool,
+}
+
+impl Api {
+    /// Defines a sale, or defines it anew, for whoever runs the command line.
+    ///
+    /// # Errors
+    /// What the API would answer.
+    pub async fn define(
+        self,
+        sale: SaleId,
+        definition: Definition,
+        actor: KeyName,
+    ) -> Result<Applied, Problem> {
+        Defining { api: self, sale, definition, actor, trace: None, if_match: None }.run().await
+    }
 }
 
 struct Defining {
     api: Api,
     sale: SaleId,
     definition: Definition,
-    caller: Caller,
+    actor: KeyName,
+    trace: Option<String>,
     if_match: Option<IfMatch>,
 }
 
 impl Defining {
-    async fn run(self) -> Answer {
+    async fn run(self) -> Result<Applied, Problem> {
         let lock = self.lock().await?;
         let current = lock.current().map(|sale| (sale.version, sale.digest.clone()));
         let digest = digest(&self.definition);
         if let Some((version, before)) = &current
             && *before == digest
         {
-            return Ok(self.answer(StatusCode::OK, *version));
+            return Ok(Applied { version: *version, created: false });
         }
         self.check_version(current.as_ref().map(|(version, _)| *version))?;
         if lock.current().is_some_and(|sale| sale.phase.archived) {
@@ -103,16 +132,14 @@ impl Defining {
         }
         let version =
             self.tell_lanes(current.as_ref().map(|(version, _)| *version), digest).await?;
-        let committed =
-            lock.commit_definition(version, &self.definition, &self.caller.actor()).await;
+        let committed = lock.commit_definition(version, &self.definition, &self.actor).await;
         // The lanes have it already: whoever sends the same again completes it.
         committed.map_err(|error| {
             tracing::warn!(%error, sale = %self.sale, "a definition was not committed");
             Problem::outcome_unknown()
         })?;
         self.api.forget_copies(&self.sale).await;
-        let status = if current.is_none() { StatusCode::CREATED } else { StatusCode::OK };
-        Ok(self.answer(status, version))
+        Ok(Applied { version, created: current.is_none() })
     }
 
     /// Makes room for a sale that is new, and takes the right to define it.
@@ -180,8 +207,8 @@ impl Defining {
                 create_epoch: create.then_some(FIRST_EPOCH),
                 digest: digest.to_owned(),
                 definition: self.definition.clone(),
-                actor: self.caller.actor(),
-                trace: self.caller.trace(),
+                actor: self.actor.clone(),
+                trace: self.trace.clone(),
             };
             match self.api.lanes.define(&lane, command).await {
                 Ok(stamped) => match stamped.outcome {
@@ -198,11 +225,6 @@ impl Defining {
             }
         }
         Ok(None)
-    }
-
-    fn answer(&self, status: StatusCode, version: u64) -> Response {
-        let definition = self.definition.clone();
-        definition_answer(status, DefinitionView { id: self.sale.clone(), version, definition })
     }
 }
 

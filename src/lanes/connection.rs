@@ -76,21 +76,25 @@ impl Connections {
 
     /// Runs a command on the shared connection.
     pub async fn call(&self, command: &Cmd) -> Result<Value, CallError> {
-        Ok(self.shared.clone().send_packed_command(command).await?)
+        Ok(self.send(command).await?)
     }
 
     /// Runs a script call on the shared connection; a server that does not know the script (a
     /// restart, a fail-over, `SCRIPT FLUSH`) is given it.
     pub async fn call_script(&self, script: &Script, call: &Cmd) -> Result<Value, CallError> {
-        let mut connection = self.shared.clone();
-        match connection.send_packed_command(call).await {
+        match self.send(call).await {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                 let load = redis::cmd("SCRIPT").arg("LOAD").arg(script.source()).to_owned();
-                connection.send_packed_command(&load).await?;
-                Ok(connection.send_packed_command(call).await?)
+                self.send(&load).await?;
+                Ok(self.send(call).await?)
             }
             other => Ok(other?),
         }
+    }
+
+    /// What Redis answers with an error comes as a value from the client: here it is an error.
+    async fn send(&self, command: &Cmd) -> Result<Value, RedisError> {
+        self.shared.clone().send_packed_command(command).await?.extract_error()
     }
 
     /// A connection of one's own, for what blocks.

@@ -395,7 +395,12 @@ impl Lanes {
         block: Duration,
     ) -> Result<Vec<(LaneId, Vec<outbox::Entry>)>, LaneError> {
         let mut read = redis::cmd("XREAD");
-        read.arg("COUNT").arg(count).arg("BLOCK").arg(block.min(BLOCK_MAX).as_millis() as u64);
+        read.arg("COUNT").arg(count);
+        // To Redis, to block for 0 ms is to block for ever.
+        let block_ms = block.min(BLOCK_MAX).as_millis() as u64;
+        if block_ms > 0 {
+            read.arg("BLOCK").arg(block_ms);
+        }
         read.arg("STREAMS");
         let names: Vec<_> =
             from.iter().map(|(lane, ..)| LaneKeys::new(lane).outbox().to_owned()).collect();

@@ -46,7 +46,8 @@ impl Ledger {
         let create = format!("CREATE SCHEMA IF NOT EXISTS \"{}\"", self.schema);
         // The name was checked when the handle was made: it consists of word characters.
         sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&mut *connection).await?;
-        migrator().run(&mut *connection).await.map_err(|error| match error {
+        // Not `run`: its bound on `Acquire` keeps the future from being spawned.
+        migrator().run_direct(None, connection, false).await.map_err(|error| match error {
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error.into(),
             error => LedgerError::Migrate(error),
         })?;

@@ -104,6 +104,10 @@ impl Health {
         }
     }
 
+    pub fn is_starting(&self, part: Part) -> bool {
+        self.state().parts[&part].status == Condition::Starting
+    }
+
     /// From now on no orders should come.
     pub fn drain(&self) {
         self.state().draining = true;
@@ -136,11 +140,9 @@ fn readiness(state: &State) -> Readiness {
         Readiness::Draining
     } else if state.parts[&Part::Redis].status == Condition::Down {
         Readiness::Unavailable
-    } else if is(Condition::Starting) && !is(Condition::Down) {
+    } else if is(Condition::Starting) {
         Readiness::Starting
-    } else if state.parts[&Part::Redis].status == Condition::Starting {
-        Readiness::Starting
-    } else if is(Condition::Down) || is(Condition::Starting) {
+    } else if is(Condition::Down) {
         Readiness::Degraded
     } else {
         Readiness::Ready

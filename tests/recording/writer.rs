@@ -1,10 +1,9 @@
 //! The writer against real Kafka and PostgreSQL: whatever comes, in whatever order, is recorded
 //! once.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{Lane, Stack, actor, metric, sku, until};
 use holdfast::bus::record::encode;
 use holdfast::domain::event::{Event, SaleStep};
 use holdfast::domain::ids::AdjustmentId;
@@ -14,7 +13,6 @@ use holdfast::ledger::{OrderFilter, Place};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use support::{Lane, Stack, actor, metric, sku, until};
 
 /// A generator whose seed the test's output says.
 fn seeded() -> StdRng {
@@ -193,7 +191,8 @@ async fn a_record_that_cannot_be_read_stops_its_own_lane_only() {
     stack.until_recorded(&sick, 3).await;
     writer.stop().await;
     // Read all over again, by a group that knows of nothing.
-    let anew = holdfast::writer::Options { group: support::unique("anew"), ..stack.options() };
+    let anew =
+        holdfast::writer::Options { group: crate::support::unique("anew"), ..stack.options() };
     let writer = stack.writer_with(anew);
     until("everything is seen again", || async {
         writer.metric("holdfast_writer_repeats_total") == (good.len() + 3) as f64
@@ -287,12 +286,12 @@ async fn writers_that_race_and_come_and_go_record_everything_once() {
     let stack = Stack::new("rebalance").await;
     let mut lanes = Vec::new();
     for number in 0..8 {
-        lanes.push(stack.lane(&format!("s{number}"), number % support::PARTITIONS).await);
+        lanes.push(stack.lane(&format!("s{number}"), number % crate::support::PARTITIONS).await);
     }
     let steady = stack.writer();
     // Of another group, it reads what the others read, at the same time: as one that was taken
     // for dead and is not. Only the marks keep them apart.
-    let group = support::unique("rival");
+    let group = crate::support::unique("rival");
     let rival = stack.writer_with(holdfast::writer::Options { group, ..stack.options() });
     let mut passing = stack.writer();
     for round in 0..4 {

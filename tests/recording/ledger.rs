@@ -1,12 +1,10 @@
 //! The ledger against a real PostgreSQL: migrations, catalog, lists, and whether the queries that
 //! were checked at compile time still fit.
 
-#[allow(dead_code, reason = "shared with the writer's tests, which use the rest")]
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::{actor, definition, pool, unique, until};
 use futures_util::future::join_all;
 use holdfast::config;
 use holdfast::domain::names::{KeyName, SaleId};
@@ -15,10 +13,9 @@ use holdfast::domain::time::Timestamp;
 use holdfast::ledger::catalog::CatalogMetrics;
 use holdfast::ledger::{Batch, Catalog, Ledger, LedgerError, OrderFilter, Scope};
 use sqlx::Row as _;
-use support::{actor, definition, pool, unique, until};
 
 async fn ledger(name: &str) -> (Ledger, config::Database) {
-    let database = support::database(&unique(name));
+    let database = crate::support::database(&unique(name));
     let ledger = Ledger::new(&database).unwrap();
     ledger.migrate().await.unwrap();
     (ledger, database)
@@ -39,7 +36,7 @@ async fn define(ledger: &Ledger, sale: &str, stock: i64) -> SaleId {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn instances_may_migrate_at_once_and_agree_on_the_secret() {
-    let database = support::database(&unique("migrate"));
+    let database = crate::support::database(&unique("migrate"));
     let ledgers: Vec<_> = (0..4).map(|_| Ledger::new(&database).unwrap()).collect();
     for outcome in join_all(ledgers.iter().map(Ledger::migrate)).await {
         outcome.unwrap();
@@ -76,7 +73,7 @@ async fn the_prepared_queries_fit_the_migrations() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_ledger_is_append_only() {
-    let stack = support::Stack::new("append").await;
+    let stack = crate::support::Stack::new("append").await;
     let mut lane = stack.lane("s", 0).await;
     let event = lane.defined(1);
     let moves = vec![holdfast::ledger::LaneMove {
@@ -186,7 +183,7 @@ async fn sales_are_listed_by_state_in_pages_newest_first() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_list_of_orders_walks_an_index_and_misses_none() {
-    let stack = support::Stack::new("lists").await;
+    let stack = crate::support::Stack::new("lists").await;
     let mut lane = stack.lane("s", 0).await;
     let events = lane.story(90);
     let writer = stack.writer();
@@ -220,7 +217,7 @@ async fn every_list_of_orders_walks_an_index_and_misses_none() {
 }
 
 /// Among many sales, one sale's list of one status reads that sale's part of its index only.
-async fn explain_the_list_of_a_sale(stack: &support::Stack) {
+async fn explain_the_list_of_a_sale(stack: &crate::support::Stack) {
     sqlx::raw_sql(
         "INSERT INTO orders SELECT 'o' || n, 'sale-' || n % 50, 0, 'b' || n, 'held', '[]', NULL,
            now(), now(), NULL, n FROM generate_series(1, 20000) AS n;

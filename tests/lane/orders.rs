@@ -1,0 +1,259 @@
+//! What a lane promises to buyers.
+
+use holdfast::domain::order::Status;
+use holdfast::domain::time::Timestamp;
+use holdfast::lanes::command::{Command, PhaseChange, Reserve};
+use holdfast::lanes::reply::{Cancelled, Confirmed, Refusal, Reserved, Shortage};
+
+use crate::sale::{Outcome, Sale, definition, held, lines, refused, wait_past};
+
+fn sold_out(sku: &str, requested: u64, available: u64) -> Refusal {
+    let sku = sku.parse().unwrap();
+    Refusal::SoldOut { lines: vec![Shortage { sku, requested, available }] }
+}
+
+fn limit(limit: u64, already: u64, sku: Option<&str>) -> Refusal {
+    Refusal::PurchaseLimit { limit, already, sku: sku.map(|sku| sku.parse().unwrap()) }
+}
+
+fn later(ms: i64) -> Option<Timestamp> {
+    Some(Timestamp::from_millis(chrono::Utc::now().timestamp_millis() + ms))
+}
+
+#[tokio::test]
+async fn the_last_unit_is_sold_and_not_one_more() {
+    let sale = Sale::of(&[("phone", 3)]).await;
+    held(sale.reserve("ann", "k", &[("phone", 2)]).await);
+    assert_eq!(refused(sale.reserve("bob", "k", &[("phone", 2)]).await), sold_out("phone", 2, 1));
+    held(sale.reserve("bob", "k", &[("phone", 1)]).await);
+    assert_eq!(refused(sale.reserve("cy", "k", &[("phone", 1)]).await), sold_out("phone", 1, 0));
+    assert_eq!(sale.stock("phone").await, (0, 3, 0));
+}
+
+#[tokio::test]
+async fn an_order_takes_all_of_its_lines_or_none_and_hears_which_are_short() {
+    let sale = Sale::of(&[("phone", 5), ("case", 1), ("pen", 0)]).await;
+    let asked = [("phone", 1), ("case", 2), ("pen", 1)];
+    let Refusal::SoldOut { lines } = refused(sale.reserve("ann", "k", &asked).await) else {
+        panic!("it is short")
+    };
+    let short: Vec<_> = lines.iter().map(|l| (l.sku.as_str(), l.requested, l.available)).collect();
+    assert_eq!(short, [("case", 2, 1), ("pen", 1, 0)]);
+    assert_eq!(sale.stock("phone").await, (5, 0, 0));
+}
+
+#[tokio::test]
+async fn the_limits_come_before_sold_out_and_the_skus_before_the_sales() {
+    let mut limited = definition(&[("phone", 2), ("case", 9)]);
+    limited.skus[0].per_buyer_limit = Some(2);
+    limited.per_buyer_limit = Some(3);
+    let sale = Sale::defined(limited).await;
+    held(sale.reserve("ann", "k0", &[("phone", 2)]).await);
+    let both = sale.reserve("ann", "k1", &[("case", 2), ("phone", 1)]).await;
+    assert_eq!(refused(both), limit(2, 2, Some("phone")));
+    assert_eq!(refused(sale.reserve("ann", "k1", &[("case", 2)]).await), limit(3, 2, None));
+    assert_eq!(refused(sale.reserve("bob", "k1", &[("phone", 1)]).await), sold_out("phone", 1, 0));
+    assert_eq!(
+        refused(sale.reserve("bob", "k1", &[("phone", 3)]).await),
+        limit(2, 0, Some("phone"))
+    );
+}
+
+#[tokio::test]
+async fn what_a_buyer_gave_back_no_longer_counts_to_the_limit_and_what_was_bought_does() {
+    let mut limited = definition(&[("phone", 9)]);
+    limited.per_buyer_limit = Some(1);
+    let sale = Sale::defined(limited).await;
+    let first = held(sale.reserve("ann", "k0", &[("phone", 1)]).await);
+    sale.cancel(&first.id).await;
+    let second = held(sale.reserve("ann", "k1", &[("phone", 1)]).await);
+    sale.confirm(&second.id, "pay").await;
+    assert_eq!(refused(sale.reserve("ann", "k2", &[("phone", 1)]).await), limit(1, 1, None));
+}
+
+#[tokio::test]
+async fn refusals_come_in_the_promised_order() {
+    let mut wrong = definition(&[("phone", 0)]);
+    wrong.skus[0].per_buyer_limit = Some(1);
+    (wrong.opens_at, wrong.closes_at) = (later(3_000_000), later(6_000_000));
+    let sale = Sale::defined(wrong.clone()).await;
+    // Everything is wrong with it: too long a hold, no such SKU, over the limit, sold out.
+    let bad = |asked| Reserve { hold_seconds: Some(301), ..sale.reserving("ann", "k", asked) };
+    let all = bad(&[("phone", 2), ("ghost", 1)]);
+    let ask = async |command: &Reserve| {
+        refused(sale.lanes.reserve(command.clone()).await.unwrap().outcome)
+    };
+    sale.phase(PhaseChange::Pause).await;
+    assert_eq!(ask(&all).await, Refusal::NotOpen { opens_at: wrong.opens_at.unwrap() });
+    wrong.opens_at = None;
+    sale.define(2, wrong.clone()).await;
+    assert_eq!(ask(&all).await, Refusal::Paused);
+    sale.phase(PhaseChange::Resume).await;
+    assert_eq!(ask(&all).await, Refusal::UnknownSku { sku: "ghost".parse().unwrap() });
+    let known = bad(&[("phone", 2)]);
+    assert_eq!(ask(&known).await, Refusal::HoldTooLong { hold_seconds_max: 300 });
+    let short = Reserve { hold_seconds: Some(300), ..known };
+    assert_eq!(ask(&short).await, limit(1, 0, Some("phone")));
+    let one = Reserve { lines: lines(&[("phone", 1)]), ..short };
+    assert_eq!(ask(&one).await, sold_out("phone", 1, 0));
+    wrong.closes_at = later(-1);
+    sale.define(3, wrong).await;
+    sale.phase(PhaseChange::Pause).await;
+    assert_eq!(ask(&all).await, Refusal::Closed);
+}
+
+#[tokio::test]
+async fn the_same_key_finds_its_order_though_the_sale_sold_out_paused_or_closed() {
+    let sale = Sale::of(&[("phone", 1), ("case", 1)]).await;
+    let asked = [("phone", 1), ("case", 1)];
+    let order = held(sale.reserve("ann", "k", &asked).await);
+    let again = Reserved::Replayed(order.clone());
+    assert_eq!(sale.reserve("ann", "k", &asked).await, again);
+    assert_eq!(sale.elsewhere().reserve("ann", "k", &asked).await, again, "from any process");
+    assert_eq!(
+        sale.reserve("ann", "k", &[("case", 1), ("phone", 1)]).await,
+        again,
+        "in any order of its lines"
+    );
+    for change in [PhaseChange::Pause, PhaseChange::Close] {
+        sale.phase(change).await;
+        assert_eq!(sale.reserve("ann", "k", &asked).await, again);
+    }
+    assert_eq!(sale.reserve("ann", "k", &[("phone", 1)]).await, Reserved::KeyReused);
+    let held_otherwise = Reserve { hold_seconds: Some(300), ..sale.reserving("ann", "k", &asked) };
+    let outcome = sale.lanes.reserve(held_otherwise).await.unwrap().outcome;
+    assert_eq!(outcome, Reserved::KeyReused, "how long to hold is part of what it means");
+}
+
+#[tokio::test]
+async fn a_replay_shows_the_order_as_it_stands_now() {
+    let sale = Sale::of(&[("phone", 9)]).await;
+    let order = held(sale.reserve("ann", "k", &[("phone", 1)]).await);
+    sale.confirm(&order.id, "pay").await;
+    let Reserved::Replayed(order) = sale.reserve("ann", "k", &[("phone", 1)]).await else {
+        panic!("it is there")
+    };
+    assert_eq!(order.status, Status::Confirmed);
+    assert_eq!(order.payment_id.unwrap().as_str(), "pay");
+    assert_eq!(sale.stock("phone").await, (8, 0, 1));
+}
+
+#[tokio::test]
+async fn a_payment_counts_once_and_another_one_is_told_so() {
+    let sale = Sale::of(&[("phone", 9)]).await;
+    let order = held(sale.reserve("ann", "k", &[("phone", 2)]).await);
+    let Confirmed::Confirmed(paid) = sale.confirm(&order.id, "pay-1").await else {
+        panic!("it is held")
+    };
+    assert_eq!(sale.confirm(&order.id, "pay-1").await, Confirmed::Same(paid.clone()));
+    assert_eq!(sale.confirm(&order.id, "pay-2").await, Confirmed::AlreadyPaid(paid.clone()));
+    assert_eq!(sale.cancel(&order.id).await, Cancelled::Confirmed(paid));
+    assert_eq!(sale.stock("phone").await, (7, 0, 2));
+    assert_eq!(sale.confirm(&sale.id("nobody", "k"), "pay-1").await, Confirmed::Unknown);
+    assert_eq!(sale.cancel(&sale.id("nobody", "k")).await, Cancelled::Unknown);
+}
+
+#[tokio::test]
+async fn from_its_deadline_on_an_order_cannot_be_paid_though_nobody_has_swept() {
+    let sale = Sale::of(&[("phone", 1)]).await;
+    let order = sale.hold("ann", "k", &[("phone", 1)], 1).await;
+    assert_eq!(order.expires_at.millis(), order.created_at.millis() + 1000);
+    wait_past(&sale, order.expires_at).await;
+    assert_eq!(sale.confirm(&order.id, "pay").await, Confirmed::TooLate(order.clone()));
+    assert_eq!(sale.stock("phone").await, (0, 1, 0), "the units are still held");
+    assert_eq!(sale.expire().await.count, 1);
+    assert_eq!(sale.stock("phone").await, (1, 0, 0));
+    let Confirmed::TooLate(order) = sale.confirm(&order.id, "pay").await else {
+        panic!("it stays too late")
+    };
+    assert_eq!(order.status, Status::Expired);
+}
+
+#[tokio::test]
+async fn nothing_is_released_before_its_deadline() {
+    let sale = Sale::of(&[("phone", 2)]).await;
+    let long = held(sale.reserve("ann", "k", &[("phone", 1)]).await);
+    let short = sale.hold("bob", "k", &[("phone", 1)], 1).await;
+    let first = sale.lanes.expire(&sale.lane, 10).await.unwrap();
+    if first.now < short.expires_at {
+        assert_eq!((first.outcome.count, first.outcome.next_deadline), (0, Some(short.expires_at)));
+    }
+    wait_past(&sale, short.expires_at).await;
+    let ended = sale.expire().await;
+    assert_eq!(first.outcome.count + ended.count, 1);
+    assert_eq!((ended.more, ended.next_deadline), (false, Some(long.expires_at)));
+    assert_eq!(sale.stock("phone").await, (1, 1, 0));
+}
+
+#[tokio::test]
+async fn cancelling_what_has_expired_gives_nothing_back_twice() {
+    let sale = Sale::of(&[("phone", 1)]).await;
+    let order = sale.hold("ann", "k", &[("phone", 1)], 1).await;
+    wait_past(&sale, order.expires_at).await;
+    assert_eq!(sale.expire().await.count, 1);
+    let Cancelled::Cancelled(order) = sale.cancel(&order.id).await else { panic!("it may be") };
+    assert_eq!(order.status, Status::Cancelled);
+    assert_eq!(sale.cancel(&order.id).await, Cancelled::Same(order.clone()));
+    assert_eq!(sale.confirm(&order.id, "pay").await, Confirmed::Cancelled(order));
+    assert_eq!(sale.stock("phone").await, (1, 0, 0));
+}
+
+#[tokio::test]
+async fn an_order_cancelled_before_it_came_stays_cancelled_whatever_its_body() {
+    let sale = Sale::of(&[("phone", 1)]).await;
+    let Cancelled::Cancelled(tombstone) = sale.cancel_by_key("ann", "k").await else {
+        panic!("a tombstone")
+    };
+    assert_eq!((tombstone.status, tombstone.lines.len()), (Status::Cancelled, 0));
+    assert_eq!(sale.cancel_by_key("ann", "k").await, Cancelled::Same(tombstone.clone()));
+    for units in [1, 5] {
+        let outcome = sale.reserve("ann", "k", &[("phone", units)]).await;
+        assert_eq!(outcome, Reserved::Replayed(tombstone.clone()));
+    }
+    let other_key = held(sale.reserve("ann", "k2", &[("phone", 1)]).await);
+    let Cancelled::Cancelled(order) = sale.cancel_by_key("ann", "k2").await else {
+        panic!("by key, where there is an order")
+    };
+    assert_eq!((order.id, order.lines), (other_key.id, other_key.lines));
+    assert_eq!(sale.stock("phone").await, (1, 0, 0));
+}
+
+#[tokio::test]
+async fn orders_of_one_call_see_what_those_before_them_took() {
+    let sale = Sale::of(&[("phone", 2)]).await;
+    let ask = |buyer| Command::Reserve(sale.reserving(buyer, "k", &[("phone", 1)]));
+    let mut call: Vec<_> = ["ann", "bob", "cy", "ann"].into_iter().map(ask).collect();
+    call.push(Command::Cancel(sale.cancelling(&sale.id("ann", "k"))));
+    call.push(ask("cy"));
+    let answers = sale.ask_at_once(&call).await.into_iter().map(|answer| answer.unwrap().outcome);
+    let words = answers.map(|outcome| match outcome {
+        Outcome::Reserved(Reserved::Held(_)) => "held",
+        Outcome::Reserved(Reserved::Replayed(_)) => "replayed",
+        Outcome::Reserved(Reserved::Refused(Refusal::SoldOut { .. })) => "sold out",
+        Outcome::Cancelled(Cancelled::Cancelled(_)) => "cancelled",
+        other => panic!("{other:?}"),
+    });
+    let words: Vec<_> = words.collect();
+    assert_eq!(words, ["held", "held", "sold out", "replayed", "cancelled", "held"]);
+    assert_eq!(sale.entries_after(1).await.len(), 1, "one call, one entry");
+}
+
+#[tokio::test]
+async fn a_sweep_says_when_more_is_due_and_the_next_one_ends_it() {
+    let sale = Sale::of(&[("phone", 9)]).await;
+    let mut last = None;
+    for key in ["k0", "k1", "k2"] {
+        last = Some(sale.hold("ann", key, &[("phone", 1)], 1).await);
+    }
+    wait_past(&sale, last.expect("three").expires_at).await;
+    let mut ended = Vec::new();
+    loop {
+        let sweep = sale.lanes.expire(&sale.lane, 1).await.unwrap().outcome;
+        ended.push((sweep.count, sweep.more));
+        if !sweep.more {
+            break;
+        }
+    }
+    assert_eq!(ended, [(1, true), (1, true), (1, false)]);
+    assert_eq!(sale.stock("phone").await, (9, 0, 0));
+}

@@ -1,0 +1,135 @@
+//! What a lane promises to the relay.
+
+use std::time::Duration;
+
+use holdfast::lanes::Advance;
+use holdfast::lanes::reply::{Confirmed, Marks, Refusal};
+
+use crate::sale::{EPOCH, Sale, definition, held, options, redis_url, refused, wait_until};
+
+async fn crowded(events: u64) -> Sale {
+    let mut options = options();
+    options.outbox_events_max = events;
+    let sale = Sale::on(&redis_url(), &options).await;
+    sale.define(1, definition(&[("phone", 1_000)])).await;
+    sale
+}
+
+fn marks(seq: u64, logged: u64, recorded: u64) -> Marks {
+    Marks { epoch: EPOCH, seq, logged, recorded }
+}
+
+#[tokio::test]
+async fn marks_only_rise_and_never_beyond_what_happened() {
+    let sale = Sale::of(&[("phone", 9)]).await;
+    held(sale.reserve("ann", "k", &[("phone", 1)]).await);
+    for (logged, recorded, expected) in [
+        (1, 0, marks(2, 1, 0)),
+        (0, 0, marks(2, 1, 0)),
+        (0, 1, marks(2, 1, 1)),
+        (99, 99, marks(2, 2, 2)),
+        (1, 1, marks(2, 2, 2)),
+    ] {
+        let trimmed = expected.recorded;
+        let advance = sale.advance("relay", logged, recorded).await;
+        assert_eq!(advance, Advance::Leased { marks: expected, trimmed });
+        assert_eq!(sale.lanes.marks(&sale.lane).await.unwrap(), expected);
+    }
+}
+
+#[tokio::test]
+async fn one_relay_at_a_time_has_a_lane_and_another_takes_it_when_the_lease_is_over() {
+    let sale = Sale::of(&[("phone", 9)]).await;
+    let advance = async |relay, lease_ms| {
+        let lease = Duration::from_millis(lease_ms);
+        sale.lanes.advance(&sale.lane, marks(0, 1, 1), relay, lease).await.unwrap()
+    };
+    let ok = Advance::Leased { marks: marks(1, 1, 1), trimmed: 1 };
+    assert_eq!(advance("one", 60_000).await, ok);
+    assert_eq!(advance("two", 60_000).await, Advance::LeasedElsewhere);
+    assert_eq!(advance("one", 50).await, ok, "it renews its own");
+    wait_until("the lease is over", async || advance("two", 60_000).await == ok).await;
+    assert_eq!(advance("one", 60_000).await, Advance::LeasedElsewhere);
+}
+
+#[tokio::test]
+async fn a_relay_of_another_epoch_changes_nothing() {
+    let sale = Sale::of(&[("phone", 9)]).await;
+    let before = crate::raw::dump(&sale.redis, &sale.keys()).await;
+    for epoch in [EPOCH - 1, EPOCH + 1] {
+        let reached = Marks { epoch, seq: 1, logged: 1, recorded: 1 };
+        let lease = Duration::from_secs(1);
+        let advance = sale.lanes.advance(&sale.lane, reached, "relay", lease).await.unwrap();
+        assert_eq!(advance, Advance::Epoch { epoch: EPOCH });
+    }
+    assert_eq!(crate::raw::dump(&sale.redis, &sale.keys()).await, before);
+    let gone = Sale::undefined().await;
+    assert_eq!(gone.advance("relay", 0, 0).await, Advance::Missing);
+}
+
+#[tokio::test]
+async fn the_outbox_keeps_what_the_database_has_not_though_kafka_has_it() {
+    let sale = crowded(100).await;
+    for key in 0..9 {
+        held(sale.reserve("ann", &key.to_string(), &[("phone", 1)]).await);
+    }
+    sale.advance("relay", 10, 4).await;
+    let kept: Vec<_> = sale.events_after(0).await.iter().map(|event| event.seq).collect();
+    assert_eq!(kept, [5, 6, 7, 8, 9, 10]);
+}
+
+#[tokio::test]
+async fn an_entry_is_kept_whole_until_its_last_event_is_recorded() {
+    let sale = Sale::of(&[("phone", 9)]).await;
+    let ask = |buyer| {
+        holdfast::lanes::command::Command::Reserve(sale.reserving(buyer, "k", &[("phone", 1)]))
+    };
+    sale.ask_at_once(&[ask("ann"), ask("bob"), ask("cy")]).await;
+    sale.advance("relay", 4, 3).await;
+    let kept: Vec<_> = sale.events_after(0).await.iter().map(|event| event.seq).collect();
+    assert_eq!(kept, [2, 3, 4]);
+}
+
+#[tokio::test]
+async fn beyond_half_its_bound_the_outbox_lets_go_of_what_kafka_has() {
+    let sale = crowded(20).await;
+    for key in 0..10 {
+        held(sale.reserve("ann", &key.to_string(), &[("phone", 1)]).await);
+    }
+    // 11 events, of which 1 is recorded: not yet beyond half.
+    let advance = sale.advance("relay", 8, 1).await;
+    assert_eq!(advance, Advance::Leased { marks: marks(11, 8, 1), trimmed: 1 });
+    held(sale.reserve("ann", "one-more", &[("phone", 1)]).await);
+    let advance = sale.advance("relay", 9, 1).await;
+    assert_eq!(advance, Advance::Leased { marks: marks(12, 9, 1), trimmed: 9 });
+    let kept: Vec<_> = sale.events_after(0).await.iter().map(|event| event.seq).collect();
+    assert_eq!(kept, [10, 11, 12]);
+}
+
+#[tokio::test]
+async fn a_full_outbox_stops_new_orders_and_nothing_else() {
+    let sale = crowded(5).await;
+    let mut ids = Vec::new();
+    for key in ["k0", "k1", "k2", "k3"] {
+        ids.push(held(sale.reserve("ann", key, &[("phone", 1)]).await).id);
+    }
+    assert_eq!(refused(sale.reserve("ann", "k4", &[("phone", 1)]).await), Refusal::Overloaded);
+    assert!(matches!(sale.confirm(&ids[0], "pay").await, Confirmed::Confirmed(_)));
+    sale.cancel(&ids[1]).await;
+    assert_eq!(sale.stock("phone").await, (997, 2, 1));
+    assert_eq!(refused(sale.reserve("ann", "k4", &[("phone", 1)]).await), Refusal::Overloaded);
+    sale.advance("relay", 7, 7).await;
+    held(sale.reserve("ann", "k4", &[("phone", 1)]).await);
+}
+
+#[tokio::test]
+async fn a_read_that_may_wait_ends_when_there_is_news() {
+    let sale = Sale::of(&[("phone", 9)]).await;
+    assert!(sale.events_after(1).await.is_empty(), "one that may not wait ends at once");
+    let from = [(sale.lane.clone(), EPOCH, 1)];
+    let waiting = sale.lanes.read_outboxes(&from, 10, Duration::from_secs(10));
+    let (read, _) = tokio::join!(waiting, sale.reserve("ann", "k", &[("phone", 1)]));
+    assert_eq!(read.unwrap()[0].0, sale.lane);
+    assert!(sale.lanes.wait_recorded(&sale.lane, 0, Duration::ZERO).await.unwrap());
+    assert!(!sale.lanes.wait_recorded(&sale.lane, 2, Duration::ZERO).await.unwrap());
+}

@@ -1,0 +1,151 @@
+//! What a lane's keys hold, read as an operator with `redis-cli` would, past all code of the
+//! service.
+
+use std::collections::{BTreeMap, HashMap};
+
+use holdfast::lanes::LaneKeys;
+use redis::AsyncCommands;
+use redis::aio::MultiplexedConnection;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RawStock {
+    pub available: i64,
+    pub held: i64,
+    pub sold: i64,
+    pub version: i64,
+    pub limit: Option<i64>,
+    pub initial: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawOrder {
+    /// `h`, `c`, `x` or `e`.
+    pub status: String,
+    pub seq: u64,
+    pub created: i64,
+    pub expires: i64,
+    pub confirmed: Option<i64>,
+    pub hold: Option<u32>,
+    pub payment: Option<String>,
+    pub buyer: String,
+    pub lines: Vec<(String, i64)>,
+}
+
+/// The four keys in which a lane keeps what it promised, and its last seq.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Raw {
+    pub seq: u64,
+    pub stock: BTreeMap<String, RawStock>,
+    /// Units held or bought, by buyer, then SKU.
+    pub buyers: BTreeMap<String, BTreeMap<String, i64>>,
+    pub orders: BTreeMap<String, RawOrder>,
+    /// Key, SKU and delta of each adjustment.
+    pub adjustments: BTreeMap<String, (String, i64)>,
+}
+
+fn optional<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> Option<T> {
+    (!text.is_empty()).then(|| text.parse().unwrap())
+}
+
+fn units(text: &str) -> Vec<(String, i64)> {
+    let part = |part: &str| {
+        let (sku, units) = part.split_once('=').unwrap();
+        (sku.to_owned(), units.parse().unwrap())
+    };
+    text.split(',').filter(|text| !text.is_empty()).map(part).collect()
+}
+
+fn stock(record: &str) -> RawStock {
+    let f: Vec<_> = record.split(' ').collect();
+    assert_eq!(f.len(), 6, "{record}");
+    let number = |text: &str| text.parse().unwrap();
+    RawStock {
+        available: number(f[0]),
+        held: number(f[1]),
+        sold: number(f[2]),
+        version: number(f[3]),
+        limit: optional(f[4]),
+        initial: number(f[5]),
+    }
+}
+
+fn order(record: &str) -> RawOrder {
+    let f: Vec<_> = record.split(' ').collect();
+    assert_eq!(f.len(), 9, "{record}");
+    RawOrder {
+        status: f[0].to_owned(),
+        seq: f[1].parse().unwrap(),
+        created: f[2].parse().unwrap(),
+        expires: f[3].parse().unwrap(),
+        confirmed: optional(f[4]),
+        hold: optional(f[5]),
+        payment: optional(f[6]),
+        buyer: f[7].to_owned(),
+        lines: units(f[8]),
+    }
+}
+
+impl Raw {
+    pub async fn read(redis: &MultiplexedConnection, keys: &LaneKeys) -> Self {
+        let mut redis = redis.clone();
+        let [lane, stock_key, buyers, orders, _, _, adjustments] = keys.all() else {
+            panic!("a lane has seven keys")
+        };
+        let mut all = redis::pipe();
+        all.atomic().hgetall(stock_key).hgetall(buyers).hgetall(orders).hgetall(adjustments);
+        let [stocks, buyers, orders, adjustments]: [HashMap<String, String>; 4] =
+            all.query_async(&mut redis).await.unwrap();
+        let seq: Option<u64> = redis.hget(lane, "seq").await.unwrap();
+        let adjustment = |record: &str| {
+            let f: Vec<_> = record.split(' ').collect();
+            (f[2].to_owned(), f[3].parse().unwrap())
+        };
+        Self {
+            seq: seq.unwrap_or(0),
+            stock: stocks.into_iter().map(|(sku, r)| (sku, stock(&r))).collect(),
+            buyers: buyers.into_iter().map(|(b, r)| (b, units(&r).into_iter().collect())).collect(),
+            orders: orders.into_iter().map(|(key, r)| (key, order(&r))).collect(),
+            adjustments: adjustments.into_iter().map(|(key, r)| (key, adjustment(&r))).collect(),
+        }
+    }
+
+    /// Checks what must hold of a lane's keys among themselves, in every state: nothing is sold
+    /// that is not there (I1), and each counter is the sum of the orders behind it.
+    pub fn check(&self) {
+        let mut adjusted = BTreeMap::<_, i64>::new();
+        for (sku, delta) in self.adjustments.values() {
+            *adjusted.entry(sku).or_default() += delta;
+        }
+        let (mut held, mut sold) = (BTreeMap::<_, i64>::new(), BTreeMap::<_, i64>::new());
+        let mut buyers = BTreeMap::<String, BTreeMap<String, i64>>::new();
+        for order in self.orders.values() {
+            for (sku, units) in &order.lines {
+                let sum = match order.status.as_str() {
+                    "h" => &mut held,
+                    "c" => &mut sold,
+                    _ => continue,
+                };
+                *sum.entry(sku).or_default() += units;
+                let buyer = buyers.entry(order.buyer.clone()).or_default();
+                *buyer.entry(sku.clone()).or_default() += units;
+            }
+        }
+        for (sku, stock) in &self.stock {
+            let total = stock.initial + adjusted.get(sku).unwrap_or(&0);
+            assert_eq!(stock.available + stock.held + stock.sold, total, "I1 of {sku}: {stock:?}");
+            assert!(stock.available.min(stock.held).min(stock.sold) >= 0, "I1 of {sku}: {stock:?}");
+            assert_eq!(stock.held, *held.get(sku).unwrap_or(&0), "what orders hold of {sku}");
+            assert_eq!(stock.sold, *sold.get(sku).unwrap_or(&0), "what orders bought of {sku}");
+        }
+        assert_eq!(self.buyers, buyers, "the buyers' counts are those of their orders");
+    }
+}
+
+/// Each key of a lane as `DUMP` shows it, byte by byte; `None` where there is none.
+pub async fn dump(redis: &MultiplexedConnection, keys: &LaneKeys) -> Vec<Option<Vec<u8>>> {
+    let mut pipe = redis::pipe();
+    for key in keys.all() {
+        pipe.cmd("DUMP").arg(key);
+    }
+    pipe.query_async(&mut redis.clone()).await.unwrap()
+}

@@ -1,0 +1,6 @@
+//! What is recorded: relay, writer, sweeper and ledger against the real servers.
+
+mod ledger;
+mod pipeline;
+mod support;
+mod writer;

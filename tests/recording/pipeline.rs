@@ -1,0 +1,202 @@
+//! The background roles together: lane → outbox → Kafka → database, and overdue holds back on sale.
+
+use std::time::Duration;
+
+use crate::support::{Stack, actor, unique, until};
+use futures_util::future::join_all;
+use holdfast::bus::producer::Producer;
+use holdfast::config::{self, Config};
+use holdfast::domain::ids::LaneId;
+use holdfast::domain::order::Order;
+use holdfast::domain::sale::Definition;
+use holdfast::lanes::Lanes;
+use holdfast::lanes::command::{Confirm, Define, Reserve};
+use holdfast::lanes::reply::{Defined, Reserved, Stamped};
+use holdfast::ledger::catalog::CatalogMetrics;
+use holdfast::ledger::{Catalog, digest};
+use holdfast::relay::Relay;
+use holdfast::sweeper::Sweeper;
+use prometheus_client::registry::Registry;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// One sale with its lane in Redis, and the roles on demand.
+struct Pipeline {
+    stack: Stack,
+    lanes: Lanes,
+    catalog: Catalog,
+    lane: LaneId,
+    config: Config,
+}
+
+/// A role that runs until stopped.
+struct Role {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Role {
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.expect("the role ends");
+    }
+
+    /// As a process that is killed: nothing is told to anybody.
+    fn abort(self) {
+        self.task.abort();
+    }
+}
+
+impl Pipeline {
+    async fn new(name: &str, hold_seconds: u32) -> Self {
+        let stack = Stack::new(name).await;
+        let mut config = Config::load(None).expect("the defaults");
+        config.redis.url = std::env::var("REDIS_URL").expect("REDIS_URL names a real server");
+        config.relay.lease_ms = 1_000;
+        let mut registry = Registry::default();
+        let lanes = Lanes::new(&config.redis, &config.lanes, &mut registry).expect("a Redis URL");
+        let metrics = CatalogMetrics::register(&mut registry);
+        let catalog = Catalog::new(stack.ledger.clone(), &config.catalog, metrics);
+        let lane = LaneId { sale: unique("sale").parse().expect("a sale id"), lane: 0 };
+        stack.ledger.begin_definition(&lane.sale, &[1], 1).await.expect("the sale's rows");
+        let skus = r#"[{"sku": "sku", "stock": 1000000}]"#;
+        let text = format!(r#"{{"name": "n", "hold_seconds": {hold_seconds}, "skus": {skus}}}"#);
+        let definition: Definition = serde_json::from_str(&text).expect("a definition");
+        let definition = definition.check().expect("a possible definition");
+        let define = Define {
+            version: 1,
+            create_epoch: Some(1),
+            digest: digest(&definition),
+            definition: definition.clone(),
+            actor: actor(),
+            trace: None,
+        };
+        let defined = lanes.define(&lane, define).await.expect("the lane");
+        assert_eq!(defined.outcome, Defined::Defined);
+        let lock = stack.ledger.lock_sale(&lane.sale).await.expect("the lock");
+        lock.commit_definition(1, &definition, &actor()).await.expect("the definition");
+        catalog.refresh().await.expect("the catalog");
+        Self { stack, lanes, catalog, lane, config }
+    }
+
+    async fn reserve(&self, key: &str) -> Stamped<Reserved> {
+        let buyer = "u-1".parse().expect("a buyer");
+        let key = key.parse().expect("a key");
+        let key = self.stack.secret.order_key(&self.lane.sale, &buyer, &key);
+        let id = self.stack.secret.order_id(&self.lane, key);
+        let lines = serde_json::from_str(r#"[{"sku": "sku", "quantity": 1}]"#).expect("lines");
+        let trace = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned());
+        let reserve = Reserve { id, buyer, lines, hold_seconds: None, trace };
+        self.lanes.reserve(reserve).await.expect("an answer")
+    }
+
+    async fn hold(&self, orders: usize) -> Vec<Order> {
+        let keys: Vec<_> = (0..orders).map(|_| unique("k")).collect();
+        let answers = join_all(keys.iter().map(|key| self.reserve(key))).await;
+        let held = |answer: Stamped<Reserved>| match answer.outcome {
+            Reserved::Held(order) => order,
+            other => panic!("{other:?}"),
+        };
+        answers.into_iter().map(held).collect()
+    }
+
+    fn relay(&self) -> Role {
+        let producer = Producer::new(&self.stack.kafka).expect("a producer");
+        let relay = Relay::new(
+            self.lanes.clone(),
+            self.catalog.clone(),
+            self.stack.ledger.clone(),
+            producer,
+            self.config.relay.clone(),
+            &mut Registry::default(),
+        );
+        let stop = CancellationToken::new();
+        let token = stop.clone();
+        let task = tokio::spawn(async move { relay.run(token).await.expect("the relay") });
+        Role { stop, task }
+    }
+
+    fn sweeper(&self) -> Role {
+        let options = config::Sweeper { batch_max: 256, archive_check_ms: 100 };
+        let (lanes, catalog) = (self.lanes.clone(), self.catalog.clone());
+        let sweeper = Sweeper::new(lanes, catalog, options, &mut Registry::default());
+        let stop = CancellationToken::new();
+        let token = stop.clone();
+        Role { stop, task: tokio::spawn(sweeper.run(token)) }
+    }
+
+    /// Waits until the lane itself knows that all of it is recorded, then checks the books.
+    async fn until_recorded(&self) {
+        until("the lane is recorded", || async {
+            let marks = self.lanes.marks(&self.lane).await.expect("marks");
+            marks.recorded == marks.seq && marks.logged == marks.seq
+        })
+        .await;
+        self.stack.check_books().await;
+        assert_eq!(self.stack.dead_letters().await, [""; 0]);
+    }
+
+    async fn outbox_entries(&self) -> usize {
+        let wait = Duration::from_millis(1);
+        let from = [(self.lane.clone(), 0, 0)];
+        let found = self.lanes.read_outboxes(&from, 1_000, wait).await.expect("the outbox");
+        found.into_iter().map(|(_, entries)| entries.len()).sum()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happened_is_recorded_and_leaves_the_outbox() {
+    let pipeline = Pipeline::new("recorded", 300).await;
+    let orders = pipeline.hold(500).await;
+    for order in &orders[..100] {
+        let payment = "pay-1".parse().expect("a payment");
+        let confirm = Confirm { id: order.id.clone(), payment, trace: None };
+        pipeline.lanes.confirm(confirm).await.expect("an answer");
+    }
+    assert!(pipeline.outbox_entries().await > 0);
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    pipeline.until_recorded().await;
+    assert_eq!(pipeline.outbox_entries().await, 0);
+    let confirmed = "SELECT count(*) FROM orders WHERE status = 'confirmed'";
+    assert_eq!(pipeline.stack.number(confirmed).await, 100);
+    let traced = "SELECT count(*) FROM ledger WHERE trace_id = '0af7651916cd43dd8448eb211c80319c'";
+    assert_eq!(pipeline.stack.number(traced).await, 500);
+    relay.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_is_killed_is_followed_by_the_other_and_nothing_is_recorded_twice() {
+    let pipeline = Pipeline::new("relays", 300).await;
+    let writer = pipeline.stack.writer();
+    let (first, second) = (pipeline.relay(), pipeline.relay());
+    pipeline.hold(300).await;
+    first.abort();
+    pipeline.hold(300).await;
+    pipeline.until_recorded().await;
+    let orders = "SELECT count(*) FROM orders WHERE status = 'held'";
+    assert_eq!(pipeline.stack.number(orders).await, 600);
+    second.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_sweepers_end_each_overdue_hold_once() {
+    let pipeline = Pipeline::new("sweepers", 1).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    let sweepers = [pipeline.sweeper(), pipeline.sweeper()];
+    pipeline.hold(2_000).await;
+    until("all holds are ended", || async {
+        let stock = pipeline.lanes.stock(&pipeline.lane).await.expect("stock").outcome;
+        stock.skus[0].counters.held == 0
+    })
+    .await;
+    pipeline.until_recorded().await;
+    let expired = "SELECT count(*) FROM ledger WHERE event = 'holdfast.order.expired'";
+    assert_eq!(pipeline.stack.number(expired).await, 2_000);
+    for role in sweepers {
+        role.stop().await;
+    }
+    relay.stop().await;
+    writer.stop().await;
+}

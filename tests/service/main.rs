@@ -1,0 +1,6 @@
+//! The whole service, from outside: the real binary, the real servers.
+
+mod faults;
+mod operation;
+mod selling;
+mod support;

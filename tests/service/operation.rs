@@ -1,0 +1,99 @@
+//! What an operator relies on.
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::support::{Deployment, Servers, eventually};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_the_service_in_time_and_loses_nothing() {
+    let deployment = Deployment::new(Servers::shared()).await;
+    let service = deployment.serve().await;
+    let sale = service.define(1_000, json!({})).await;
+    for n in 0..200 {
+        assert_eq!(
+            service.order(&sale, &format!("u-{n}"), "k", 1).await.status,
+            StatusCode::CREATED
+        );
+    }
+    let (code, took) = service.terminate().await;
+    assert_eq!(code, Some(0));
+    assert!(took.as_secs() < 10, "{took:?}");
+    let service = deployment.serve().await;
+    assert_eq!(service.balanced_books(&sale).await.len(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_run_apart() {
+    let deployment = Deployment::new(Servers::shared()).await;
+    let api = deployment.serve_roles("api").await;
+    let _relay = deployment.serve_roles("relay").await;
+    let _writer = deployment.serve_roles("writer").await;
+    let _sweeper = deployment.serve_roles("sweeper").await;
+    let sale = api.define(10, json!({"hold_seconds": 1})).await;
+    api.order(&sale, "u-1", "k-1", 1).await;
+    eventually("the sweeper ends the hold", async || api.stock(&sale).await == [10, 10, 0, 0])
+        .await;
+    let recorded = api.balanced_books(&sale).await;
+    assert_eq!(recorded.len(), 1);
+    assert_eq!(recorded[0].1, "expired");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_is_refused_soon() {
+    let deployment = Deployment::new(Servers::shared()).await;
+    let service = deployment.serve().await;
+    let key = deployment.create_key("leaked", "orders");
+    let path = "/v1/orders?sale_id=none";
+    let ask = async || {
+        let answer = service.try_send(Method::GET, path, &key, None, None).await;
+        answer.expect("an answer").status
+    };
+    assert_eq!(ask().await, StatusCode::OK, "a new key works at once");
+    deployment.run(&["keys", "revoke", "leaked"]);
+    eventually("the key is refused", async || ask().await == StatusCode::UNAUTHORIZED).await;
+    let list = deployment.run(&["keys", "list"]);
+    assert!(list.contains("leaked") && !list.contains(&key), "{list}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sale_is_applied_from_a_file() {
+    let deployment = Deployment::new(Servers::shared()).await;
+    let service = deployment.serve().await;
+    let id = format!("file-{:08x}", rand::random::<u32>());
+    let file = std::env::temp_dir().join(format!("{id}.toml"));
+    let text =
+        format!("id = \"{id}\"\nname = \"From a file\"\n[[skus]]\nsku = \"sku\"\nstock = 7\n");
+    std::fs::write(&file, text).expect("a temporary file");
+    deployment.run(&["sale", "apply", file.to_str().expect("a path")]);
+    std::fs::remove_file(&file).expect("the temporary file");
+    assert_eq!(service.stock(&id).await, [7, 7, 0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_impossible_setting_ends_the_start_and_is_named() {
+    let servers = Servers::shared();
+    let deployment = Deployment::new(servers).await;
+    for (name, value) in [("HOLDFAST_LANES__BATCH_MAX", "0"), ("HOLDFAST_REDIS__ULR", "x")] {
+        let output = deployment.command(&["serve"]).env(name, value).output().expect("it runs");
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr).to_lowercase();
+        let setting = name.rsplit("__").next().unwrap_or_default().to_lowercase();
+        assert!(said.contains(&setting), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_open_metrics_and_on_the_inner_listener_only() {
+    let deployment = Deployment::new(Servers::shared()).await;
+    let service = deployment.serve().await;
+    let client = reqwest::Client::new();
+    let answer =
+        client.get(format!("{}/metrics", service.inner_url)).send().await.expect("metrics");
+    let kind = answer.headers()["content-type"].to_str().expect("text").to_owned();
+    assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
+    let text = answer.text().await.expect("text");
+    assert!(text.ends_with("# EOF\n"));
+    assert!(text.contains("holdfast_relay_sent") && text.contains("holdfast_lanes_call_seconds"));
+    assert_eq!(service.get("/metrics").await.status, StatusCode::NOT_FOUND);
+}
