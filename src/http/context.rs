@@ -153,6 +153,38 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    fn api() -> Api {
+        let mut registry = prometheus_client::registry::Registry::default();
+        let config = crate::config::Config::load(None).unwrap();
+        let ledger = crate::ledger::Ledger::new(&config.database).unwrap();
+        let metrics = crate::ledger::catalog::CatalogMetrics::register(&mut registry);
+        Api::new(
+            crate::lanes::Lanes::new(&config.redis, &config.lanes, &mut registry).unwrap(),
+            ledger.clone(),
+            crate::ledger::Catalog::new(ledger, &config.catalog, metrics),
+            crate::admission::Admission::new(&config.admission, &mut registry),
+            crate::telemetry::health::Health::new([]),
+            super::super::Options::new(&config.http, &config.kafka),
+            &mut registry,
+        )
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_an_internal_error_without_its_reason() {
+        async fn panics() -> Response {
+            panic!("a secret")
+        }
+        let router = axum::Router::new()
+            .route("/x", axum::routing::get(panics))
+            .layer(axum::middleware::from_fn_with_state(api(), around));
+        let request = Request::get("/x").body(Body::empty()).unwrap();
+        let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
+        assert_eq!(response.status(), 500);
+        let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        assert!(body.contains("\"internal\"") && !body.contains("secret"), "{body}");
+    }
+
     #[test]
     fn limits_are_told_as_lists_of_structured_fields() {
         let key = Policy { name: "key", per_second: 20, burst: 50 };

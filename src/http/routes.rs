@@ -6,7 +6,7 @@ use axum::Router;
 use axum::handler::Handler;
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ALLOW,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
 };
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{from_fn_with_state, map_response};
@@ -123,7 +123,6 @@ async fn allow_any_origin(mut response: Response) -> Response {
 async fn preflight() -> Response {
     let say = HeaderValue::from_static;
     let headers = [
-        (ALLOW, say("GET, HEAD, OPTIONS")),
         (ACCESS_CONTROL_ALLOW_METHODS, say("GET, HEAD")),
         (ACCESS_CONTROL_ALLOW_HEADERS, say("If-None-Match, traceparent")),
         (ACCESS_CONTROL_MAX_AGE, say("86400")),

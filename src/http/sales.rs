@@ -376,9 +376,10 @@ impl Api {
             }
         }
         self.views.forget(&sale.id).await;
-        // The change has happened: whoever asks again finds out.
-        let view = self.view(&sale.id).await.map_err(|_| Problem::outcome_unknown())?;
-        Ok(json(StatusCode::OK, &view.sale))
+        // Not by way of the views: a look that began before the change could still be under way.
+        // The change has happened; where it cannot be shown, whoever asks again finds out.
+        let levels = self.levels(&sale.id).await.map_err(|_| Problem::outcome_unknown())?;
+        Ok(json(StatusCode::OK, &SaleView::new(&levels)))
     }
 
     /// Why a change did not reach a lane.

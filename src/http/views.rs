@@ -52,7 +52,7 @@ pub struct SaleView {
 }
 
 impl SaleView {
-    fn new(levels: &Levels) -> Self {
+    pub(super) fn new(levels: &Levels) -> Self {
         let sku = |(sku, per_buyer_limit, counters): (&Sku, _, crate::domain::stock::Counters)| {
             SkuView { sku: sku.clone(), available: counters.available, per_buyer_limit }
         };
