@@ -78,6 +78,23 @@ async fn an_archived_sale_is_read_from_the_database() {
 }
 
 #[tokio::test]
+async fn an_archived_sale_does_not_need_redis() {
+    let stack = Stack::new("cold").await;
+    stack.define(5, json!({"retention_days": 0})).await;
+    let id = stack.hold("a").await;
+    stack.confirm(&id, "p").await;
+    stack.archive().await;
+    let away = Stack::with("away", |config| {
+        config.database.schema = stack.schema.clone();
+        config.redis.url = "redis://127.0.0.1:1".into();
+    })
+    .await;
+    assert_eq!(away.get(&format!("/v1/orders/{id}")).send().await.body["status"], "confirmed");
+    away.confirm(&id, "q").await.is(409, "already-paid");
+    away.cancel(&id).await.is(409, "order-confirmed");
+}
+
+#[tokio::test]
 async fn an_archived_sale_that_is_still_in_redis_finds_its_keys() {
     let stack = Stack::new("archiving").await;
     stack.define(5, json!({"retention_days": 0})).await;

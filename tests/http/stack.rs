@@ -51,6 +51,7 @@ pub struct Stack {
     pub catalog: Catalog,
     pub health: Health,
     pub client: reqwest::Client,
+    pub schema: String,
     /// A sale id of this test's own.
     pub sale: String,
     shutdown: CancellationToken,
@@ -115,6 +116,7 @@ impl Stack {
             catalog,
             health,
             client: reqwest::Client::new(),
+            schema: config.database.schema,
             sale,
             shutdown,
         }
