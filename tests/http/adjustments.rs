@@ -50,7 +50,8 @@ async fn what_is_held_or_sold_is_never_taken() {
     stack.hold("c").await;
     let more = stack.adjust("a", "k", json!({"delta": -4, "reason": "lost"})).await;
     more.is(409, "stock-in-use");
-    let counters = ["total", "available", "held", "sold"].map(|name| more.body[name].as_i64().unwrap());
+    let counters =
+        ["total", "available", "held", "sold"].map(|name| more.body[name].as_i64().unwrap());
     assert_eq!(counters, [5, 3, 1, 1]);
     let below = stack.adjust("a", "k", json!({"delta": -6, "reason": "lost"})).await;
     assert_eq!(below.pointers(), ["/delta"], "{below:?}");

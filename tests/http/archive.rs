@@ -16,7 +16,8 @@ async fn an_archived_sale_is_read_from_the_database() {
     let expired = stack.hold("c").await;
     let adjust = json!({"delta": 2, "reason": "restock"});
     let path = format!("/v1/sales/{}/stock/a/adjustments", stack.sale);
-    let adjustment = |key: &str, body| stack.post(&path).header("Idempotency-Key", key).json(body).send();
+    let adjustment =
+        |key: &str, body| stack.post(&path).header("Idempotency-Key", key).json(body).send();
     let adjusted = stack.recording(adjustment("k", adjust.clone())).await;
     assert_eq!(adjusted.status, 201, "{adjusted:?}");
     until("the hold is over", async || {
@@ -29,7 +30,10 @@ async fn an_archived_sale_is_read_from_the_database() {
 
     let order = |id: &str| stack.get(&format!("/v1/orders/{id}"));
     let shown = order(bought.id()).send().await;
-    assert_eq!((&shown.body["status"], &shown.body["durability"]), (&json!("confirmed"), &json!("recorded")));
+    assert_eq!(
+        (&shown.body["status"], &shown.body["durability"]),
+        (&json!("confirmed"), &json!("recorded"))
+    );
     assert_eq!(order(&expired).send().await.body["status"], "expired");
     assert_eq!(stack.confirm(bought.id(), "p").await.status, 200);
     stack.confirm(bought.id(), "q").await.is(409, "already-paid");
@@ -50,8 +54,14 @@ async fn an_archived_sale_is_read_from_the_database() {
     by_key("a", "never").await.is(409, "sale-archived");
 
     let replay = adjustment("k", adjust).await;
-    assert_eq!((replay.status.as_u16(), &replay.body), (200, &adjusted.body), "a key is kept for ever");
-    adjustment("k", json!({"delta": 3, "reason": "restock"})).await.is(422, "idempotency-key-reused");
+    assert_eq!(
+        (replay.status.as_u16(), &replay.body),
+        (200, &adjusted.body),
+        "a key is kept for ever"
+    );
+    adjustment("k", json!({"delta": 3, "reason": "restock"}))
+        .await
+        .is(422, "idempotency-key-reused");
     adjustment("new", json!({"delta": 3, "reason": "restock"})).await.is(409, "sale-archived");
 
     assert_eq!(stack.counters().await, live, "recorded as they were");

@@ -12,10 +12,24 @@ const TOO_LARGE: usize = 16 * 1024 + 1;
 async fn paths_and_methods_come_before_keys() {
     let stack = Stack::new("paths").await;
     for path in [
-        "/", "/v1", "/v1/order", "/v1/orders/", "/v1/orders/x/history", "/v1/orders/x/begin-payment",
-        "/v1/orders/x/return", "/v1/refunds", "/v1/payments/webhook", "/v1/sales/x/events",
-        "/v1/sales/x/conservation", "/v1/adjustments/x/undo", "/metrics", "/v1/orders/x/y/z",
-        "/v1/orders/../sales", "/v1//orders", "/v1/orders%2Fx", "/console",
+        "/",
+        "/v1",
+        "/v1/order",
+        "/v1/orders/",
+        "/v1/orders/x/history",
+        "/v1/orders/x/begin-payment",
+        "/v1/orders/x/return",
+        "/v1/refunds",
+        "/v1/payments/webhook",
+        "/v1/sales/x/events",
+        "/v1/sales/x/conservation",
+        "/v1/adjustments/x/undo",
+        "/metrics",
+        "/v1/orders/x/y/z",
+        "/v1/orders/../sales",
+        "/v1//orders",
+        "/v1/orders%2Fx",
+        "/console",
     ] {
         let path = path.replace("..", "%2E%2E");
         stack.call(Method::POST, &path, "").send().await.is(404, "not-found");
@@ -56,7 +70,8 @@ async fn a_key_comes_before_its_scope_and_both_before_the_body() {
     }
     stack.define(1, json!({})).await;
     let operators = stack.call(Method::POST, "/v1/orders", &stack.operator_key);
-    let body = json!({"sale_id": stack.sale, "buyer_id": "b", "lines": [{"sku": "a", "quantity": 1}]});
+    let body =
+        json!({"sale_id": stack.sale, "buyer_id": "b", "lines": [{"sku": "a", "quantity": 1}]});
     let reply = operators.header("Idempotency-Key", "k").json(body).send().await;
     assert_eq!(reply.status, 201, "an operator may all that orders may: {reply:?}");
 }
@@ -98,7 +113,11 @@ async fn a_body_that_is_far_too_large_is_answered_too() {
 async fn a_definition_may_be_larger() {
     let stack = Stack::new("larger").await;
     let put = || stack.put(&format!("/v1/sales/{}", stack.sale));
-    put().json(json!({"name": "n", "skus": "x".repeat(200_000)})).send().await.is(400, "invalid-request");
+    put()
+        .json(json!({"name": "n", "skus": "x".repeat(200_000)}))
+        .send()
+        .await
+        .is(400, "invalid-request");
     let large = json!({"name": "x".repeat(256 * 1024)});
     put().json(large).send().await.is(413, "body-too-large");
 }
@@ -106,7 +125,8 @@ async fn a_definition_may_be_larger() {
 #[tokio::test]
 async fn every_mistake_is_pointed_at_before_anything_is_asked() {
     let stack = Stack::new("fields").await;
-    let good = json!({"sale_id": stack.sale, "buyer_id": "b", "lines": [{"sku": "a", "quantity": 1}]});
+    let good =
+        json!({"sale_id": stack.sale, "buyer_id": "b", "lines": [{"sku": "a", "quantity": 1}]});
     let place = async |change: serde_json::Value| {
         let mut body = good.clone();
         crate::stack::merge(&mut body, change);
@@ -128,7 +148,8 @@ async fn every_mistake_is_pointed_at_before_anything_is_asked() {
         reply.is(400, "invalid-request");
         assert_eq!(reply.pointers(), [pointer], "{reply:?}");
     }
-    let twice = format!(r#"{{"sale_id":"s","sale_id":"{}","buyer_id":"b","lines":[]}}"#, stack.sale);
+    let twice =
+        format!(r#"{{"sale_id":"s","sale_id":"{}","buyer_id":"b","lines":[]}}"#, stack.sale);
     let post = stack.call(Method::POST, "/v1/orders", &stack.orders_key);
     let reply = post.header("Idempotency-Key", "k").body("application/json", twice).send().await;
     assert_eq!(reply.pointers(), ["/sale_id"], "{reply:?}");
@@ -138,7 +159,8 @@ async fn every_mistake_is_pointed_at_before_anything_is_asked() {
 #[tokio::test]
 async fn an_idempotency_key_is_there_once_and_valid_and_comes_after_the_body() {
     let stack = Stack::new("idempotency").await;
-    let body = json!({"sale_id": stack.sale, "buyer_id": "b", "lines": [{"sku": "a", "quantity": 1}]});
+    let body =
+        json!({"sale_id": stack.sale, "buyer_id": "b", "lines": [{"sku": "a", "quantity": 1}]});
     let post = || stack.call(Method::POST, "/v1/orders", &stack.orders_key);
     post().json(json!({})).send().await.is(400, "invalid-request");
     post().json(body.clone()).send().await.is(400, "idempotency-key-required");
@@ -169,7 +191,9 @@ async fn unknown_parameters_are_refused_but_on_what_is_open_to_all() {
     let cancel = stack.post(&format!("/v1/orders/{id}/cancel?page=2")).send().await;
     cancel.is(400, "invalid-request");
     assert_eq!(stack.counters().await, [1, 0, 1, 0], "nothing was cancelled");
-    for path in ["/v1/sales?page=2", &format!("/v1/sales/{}?page=2", stack.sale), "/livez?x", "/readyz?x"] {
+    for path in
+        ["/v1/sales?page=2", &format!("/v1/sales/{}?page=2", stack.sale), "/livez?x", "/readyz?x"]
+    {
         assert_eq!(stack.call(Method::GET, path, "").send().await.status, 200, "{path}");
     }
     stack.call(Method::GET, "/v1/sales?limit=0", "").send().await.is(400, "invalid-request");
@@ -201,12 +225,14 @@ async fn a_trace_is_taken_up_or_begun() {
     assert_ne!(one.body["trace_id"], other.body["trace_id"]);
 
     stack.define(1, json!({})).await;
-    let body = json!({"sale_id": stack.sale, "buyer_id": "b", "lines": [{"sku": "a", "quantity": 1}]});
+    let body =
+        json!({"sale_id": stack.sale, "buyer_id": "b", "lines": [{"sku": "a", "quantity": 1}]});
     let post = stack.post("/v1/orders").header("Idempotency-Key", "k").header("traceparent", given);
     assert_eq!(post.json(body).send().await.status, 201);
     let secret = stack.catalog.newest_secret().await.unwrap().unwrap();
     let from = (stack.lane(), 1, 1);
-    let read = stack.lanes.read_outboxes(&[from], 10, std::time::Duration::from_secs(1)).await.unwrap();
+    let read =
+        stack.lanes.read_outboxes(&[from], 10, std::time::Duration::from_secs(1)).await.unwrap();
     let events = holdfast::lanes::outbox::events(&stack.lane(), &secret, &read[0].1[0]).unwrap();
     let traceparent = events[0].traceparent.clone().unwrap();
     assert!(traceparent.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"), "{traceparent}");

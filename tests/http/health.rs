@@ -20,7 +20,10 @@ async fn readiness_says_what_is_missing() {
     assert_eq!(detail.status(), 200);
     let detail: serde_json::Value = serde_json::from_str(&detail.text().await.unwrap()).unwrap();
     assert_eq!(detail["status"], "degraded");
-    assert_eq!((&detail["parts"]["kafka"]["status"], &detail["parts"]["kafka"]["detail"]), (&json!("down"), &json!("no broker")));
+    assert_eq!(
+        (&detail["parts"]["kafka"]["status"], &detail["parts"]["kafka"]["detail"]),
+        (&json!("down"), &json!("no broker"))
+    );
     assert!(detail["parts"]["redis"]["since"].is_string() && detail["roles"]["api"].is_object());
     stack.health.set_part(Part::Redis, Condition::Down, "");
     assert_eq!(ready().await, (503, "unavailable".into()));
@@ -43,8 +46,18 @@ async fn metrics_are_openmetrics_with_bounded_labels_and_for_the_inside_only() {
     let text = reply.text().await.unwrap();
     assert!(text.ends_with("# EOF\n"));
     let count = |line: &str| text.lines().any(|known| known == line);
-    assert!(count(r#"holdfast_http_request_duration_seconds_count{method="GET",route="/v1/orders/{order_id}",status="4xx"} 3"#), "{text}");
-    assert!(count(r#"holdfast_http_request_duration_seconds_count{method="GET",route="none",status="4xx"} 3"#), "{text}");
+    assert!(
+        count(
+            r#"holdfast_http_request_duration_seconds_count{method="GET",route="/v1/orders/{order_id}",status="4xx"} 3"#
+        ),
+        "{text}"
+    );
+    assert!(
+        count(
+            r#"holdfast_http_request_duration_seconds_count{method="GET",route="none",status="4xx"} 3"#
+        ),
+        "{text}"
+    );
     assert!(count(r#"holdfast_http_problems_total{code="order-not-found"} 3"#), "{text}");
     assert!(text.contains("holdfast_admission_in_flight 0"), "{text}");
     assert!(!text.contains("made-up"), "what callers write is no label");

@@ -46,7 +46,10 @@ async fn a_body_that_does_not_come_is_408_and_nothing_was_done() {
     );
     connection.write_all(head.as_bytes()).await.unwrap();
     let answer = rest(&mut connection).await;
-    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("\"request-timeout\""), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 408 ") && answer.contains("\"request-timeout\""),
+        "{answer}"
+    );
     assert_eq!(stack.counters().await, [1, 1, 0, 0]);
 }
 
@@ -62,14 +65,19 @@ async fn a_body_that_does_not_say_its_size_is_counted() {
     );
     connection.write_all(head.as_bytes()).await.unwrap();
     let answer = rest(&mut connection).await;
-    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("\"body-too-large\""), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 413 ") && answer.contains("\"body-too-large\""),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
 async fn a_request_that_is_cut_off_does_nothing() {
     let stack = Stack::new("cut").await;
     stack.define(1, json!({})).await;
-    let body = json!({"sale_id": stack.sale, "buyer_id": "b", "lines": [{"sku": "a", "quantity": 1}]}).to_string();
+    let body =
+        json!({"sale_id": stack.sale, "buyer_id": "b", "lines": [{"sku": "a", "quantity": 1}]})
+            .to_string();
     let mut connection = connect(&stack).await;
     let head = format!(
         "POST /v1/orders HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nIdempotency-Key: k\r\n\
@@ -86,7 +94,8 @@ async fn a_request_that_is_cut_off_does_nothing() {
 #[tokio::test]
 async fn what_the_parser_refuses_has_no_body() {
     let stack = Stack::new("parser").await;
-    let huge_header = format!("GET /livez HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(100_000));
+    let huge_header =
+        format!("GET /livez HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(100_000));
     let huge_path = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(70_000));
     let many = format!("GET /livez HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(200));
     for (request, statuses) in [
@@ -94,7 +103,10 @@ async fn what_the_parser_refuses_has_no_body() {
         (&huge_path, ["414", "431"]),
         (&many, ["431", "400"]),
         ("GET /livez HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n", ["400", "400"]),
-        ("GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nx", ["400", "200"]),
+        (
+            "GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nx",
+            ["400", "200"],
+        ),
         ("nonsense\r\n\r\n", ["400", "400"]),
     ] {
         let mut connection = connect(&stack).await;

@@ -20,15 +20,28 @@ async fn an_order_holds_stock_and_is_shown_in_full() {
     let order = reply.body.as_object().unwrap();
     let names: Vec<_> = order.keys().map(String::as_str).collect();
     let mut expected = vec![
-        "id", "sale_id", "buyer_id", "status", "lines", "returned", "payment_id", "created_at",
-        "expires_at", "confirmed_at", "reacquired", "durability",
+        "id",
+        "sale_id",
+        "buyer_id",
+        "status",
+        "lines",
+        "returned",
+        "payment_id",
+        "created_at",
+        "expires_at",
+        "confirmed_at",
+        "reacquired",
+        "durability",
     ];
     expected.sort_unstable();
     assert_eq!(BTreeSet::from_iter(names), BTreeSet::from_iter(expected));
     assert_eq!(reply.body["status"], "held");
     assert_eq!(reply.body["lines"], json!([{"sku": "a", "quantity": 2}]));
     assert_eq!(reply.body["returned"], json!([]));
-    assert_eq!((&reply.body["payment_id"], &reply.body["reacquired"]), (&Value::Null, &json!(false)));
+    assert_eq!(
+        (&reply.body["payment_id"], &reply.body["reacquired"]),
+        (&Value::Null, &json!(false))
+    );
     assert_eq!(reply.body["durability"], "memory");
     assert_eq!(stack.counters().await, [5, 3, 2, 0]);
 
@@ -55,10 +68,15 @@ async fn refusals_come_in_their_order() {
     let path = format!("/v1/sales/{}/pause", stack.sale);
     assert_eq!(stack.post(&path).send().await.body["state"], "paused");
     stack.place("b", "k", 1).await.is(409, "sale-not-open");
-    stack.define(2, json!({
-        "per_buyer_limit": 3, "hold_seconds": 60,
-        "skus": [{"sku": "a", "stock": 2}, {"sku": "b", "stock": 9, "per_buyer_limit": 1}],
-    })).await;
+    stack
+        .define(
+            2,
+            json!({
+                "per_buyer_limit": 3, "hold_seconds": 60,
+                "skus": [{"sku": "a", "stock": 2}, {"sku": "b", "stock": 9, "per_buyer_limit": 1}],
+            }),
+        )
+        .await;
     stack.place("b", "k", 1).await.is(409, "sale-paused");
     let path = format!("/v1/sales/{}/resume", stack.sale);
     assert_eq!(stack.post(&path).send().await.body["state"], "open");
@@ -74,14 +92,16 @@ async fn refusals_come_in_their_order() {
     let too_long = lines(json!([{"sku": "a", "quantity": 9}]), 61).await;
     too_long.is(400, "invalid-request");
     assert_eq!(too_long.pointers(), ["/hold_seconds"]);
-    let sku_limit = lines(json!([{"sku": "a", "quantity": 9}, {"sku": "b", "quantity": 2}]), 60).await;
+    let sku_limit =
+        lines(json!([{"sku": "a", "quantity": 9}, {"sku": "b", "quantity": 2}]), 60).await;
     sku_limit.is(409, "purchase-limit");
     assert_eq!((&sku_limit.body["limit"], &sku_limit.body["already"]), (&json!(1), &json!(0)));
     assert_eq!(sku_limit.body["sku"], "b");
     let sale_limit = lines(json!([{"sku": "a", "quantity": 4}]), 60).await;
     sale_limit.is(409, "purchase-limit");
     assert_eq!((&sale_limit.body["limit"], sale_limit.body.get("sku")), (&json!(3), None));
-    let sold_out = lines(json!([{"sku": "b", "quantity": 1}, {"sku": "a", "quantity": 2}]), 60).await;
+    let sold_out =
+        lines(json!([{"sku": "b", "quantity": 1}, {"sku": "a", "quantity": 2}]), 60).await;
     assert_eq!(sold_out.status, 201, "{sold_out:?}");
     let reply = stack.place("c", "k", 1).await;
     reply.is(409, "sold-out");
@@ -141,7 +161,10 @@ async fn a_payment_buys_once() {
     let id = stack.hold("b").await;
     let bought = stack.confirm(&id, "p").await;
     assert_eq!(bought.status, 200, "{bought:?}");
-    assert_eq!((&bought.body["status"], &bought.body["payment_id"]), (&json!("confirmed"), &json!("p")));
+    assert_eq!(
+        (&bought.body["status"], &bought.body["payment_id"]),
+        (&json!("confirmed"), &json!("p"))
+    );
     assert!(bought.body["confirmed_at"].is_string());
     assert_eq!(stack.confirm(&id, "p").await.body, bought.body);
     let other = stack.confirm(&id, "q").await;
@@ -247,8 +270,12 @@ async fn recorded_orders_are_listed_newest_first() {
     let all = list("").await;
     assert_eq!((of(&all).len(), &all["next_cursor"]), (7, &Value::Null));
     assert!(all["orders"].as_array().unwrap().iter().all(|o| o["durability"] == "recorded"));
-    let times: Vec<_> = all["orders"].as_array().unwrap().iter()
-        .map(|o| (o["created_at"].as_str().unwrap(), o["id"].as_str().unwrap())).collect();
+    let times: Vec<_> = all["orders"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|o| (o["created_at"].as_str().unwrap(), o["id"].as_str().unwrap()))
+        .collect();
     assert!(times.is_sorted_by(|a, b| a > b), "{times:?}");
 
     let (mut pages, mut cursor) = (Vec::new(), String::new());
@@ -265,8 +292,12 @@ async fn recorded_orders_are_listed_newest_first() {
     assert_eq!(of(&list("&buyer_id=b1").await).len(), 3);
     assert_eq!(of(&list("&buyer_id=b1&status=cancelled").await).len(), 0);
     for (query, pointer) in [
-        ("limit=201", "/limit"), ("status=sold", "/status"), ("cursor=x", "/cursor"),
-        ("buyer_id=a%20b", "/buyer_id"), ("sale_id=", "/sale_id"), ("limit=1&limit=2", "/limit"),
+        ("limit=201", "/limit"),
+        ("status=sold", "/status"),
+        ("cursor=x", "/cursor"),
+        ("buyer_id=a%20b", "/buyer_id"),
+        ("sale_id=", "/sale_id"),
+        ("limit=1&limit=2", "/limit"),
     ] {
         let reply = stack.get(&format!("/v1/orders?{query}")).send().await;
         reply.is(400, "invalid-request");
@@ -289,8 +320,12 @@ async fn a_lane_that_is_not_in_redis_is_frozen() {
     stack.cancel(&id).await.is(503, "lane-frozen");
     let sale = format!("/v1/sales/{}", stack.sale);
     stack.post(&format!("{sale}/pause")).send().await.is(503, "lane-frozen");
-    stack.put(&sale).json(json!({"name": "n", "skus": [{"sku": "a", "stock": 3}]}))
-        .send().await.is(503, "lane-frozen");
+    stack
+        .put(&sale)
+        .json(json!({"name": "n", "skus": [{"sku": "a", "stock": 3}]}))
+        .send()
+        .await
+        .is(503, "lane-frozen");
     tokio::time::timeout(Duration::from_secs(5), async {
         let list = stack.call(Method::GET, "/v1/sales", "").send().await;
         assert_eq!(list.status, 200, "one frozen sale does not hide the others: {list:?}");

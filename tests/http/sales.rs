@@ -20,7 +20,10 @@ async fn a_sale_is_defined_once_and_then_anew() {
     let first = put(definition()).await;
     assert_eq!((first.status.as_u16(), first.header("etag")), (201, "\"1\""), "{first:?}");
     assert_eq!(first.body["version"], 1);
-    assert_eq!((&first.body["hold_seconds"], &first.body["max_hold_seconds"]), (&json!(300), &json!(420)));
+    assert_eq!(
+        (&first.body["hold_seconds"], &first.body["max_hold_seconds"]),
+        (&json!(300), &json!(420))
+    );
     let same = put(definition()).await;
     assert_eq!((same.status.as_u16(), &same.body), (200, &first.body), "nothing changed");
     let mut longer = definition();
@@ -54,21 +57,25 @@ async fn if_match_defines_what_was_seen_or_nothing() {
 async fn what_orders_rely_on_is_fixed_once_there_are_any() {
     let stack = Stack::new("in_use").await;
     let path = format!("/v1/sales/{}", stack.sale);
-    let put = async |skus: Value| {
-        stack.put(&path).json(json!({"name": "n", "skus": skus})).send().await
-    };
+    let put =
+        async |skus: Value| stack.put(&path).json(json!({"name": "n", "skus": skus})).send().await;
     put(json!([{"sku": "a", "stock": 5}, {"sku": "b", "stock": 1}])).await;
     assert_eq!(put(json!([{"sku": "a", "stock": 9}])).await.status, 200, "nobody has ordered");
     assert_eq!(stack.counters().await, [9, 9, 0, 0]);
     stack.hold("b").await;
     put(json!([{"sku": "a", "stock": 8}])).await.is(409, "sale-in-use");
     put(json!([{"sku": "c", "stock": 8}])).await.is(409, "sale-in-use");
-    let more = put(json!([{"sku": "c", "stock": 3}, {"sku": "a", "stock": 9, "per_buyer_limit": 2}])).await;
+    let more =
+        put(json!([{"sku": "c", "stock": 3}, {"sku": "a", "stock": 9, "per_buyer_limit": 2}]))
+            .await;
     assert_eq!(more.status, 200, "{more:?}");
     let stock = stack.get(&format!("{path}/stock")).send().await;
     let skus: Vec<_> = stock.body["skus"].as_array().unwrap().iter().map(|s| &s["sku"]).collect();
     assert_eq!(skus, ["c", "a"], "in the order of the definition");
-    assert_eq!(stock.body["skus"][1], json!({"sku": "a", "total": 9, "available": 8, "held": 1, "sold": 0, "version": 0}));
+    assert_eq!(
+        stock.body["skus"][1],
+        json!({"sku": "a", "total": 9, "available": 8, "held": 1, "sold": 0, "version": 0})
+    );
 }
 
 #[tokio::test]
@@ -126,7 +133,10 @@ async fn a_definition_whose_commit_was_lost_is_completed_by_the_same_again() {
     let stack = Stack::new("lost").await;
     let path = format!("/v1/sales/{}", stack.sale);
     let checked: holdfast::domain::sale::Definition =
-        serde_json::from_value::<holdfast::domain::sale::Definition>(definition()).unwrap().check().unwrap();
+        serde_json::from_value::<holdfast::domain::sale::Definition>(definition())
+            .unwrap()
+            .check()
+            .unwrap();
     let define = |version, name: &str| {
         let mut definition = checked.clone();
         definition.name = name.to_owned();
@@ -158,11 +168,14 @@ async fn anybody_sees_a_sale_and_from_any_origin() {
     let path = format!("/v1/sales/{}", stack.sale);
     let open = |method: Method| stack.call(method, &path, "");
     let seen = open(Method::GET).send().await;
-    assert_eq!(seen.body, json!({
-        "id": stack.sale, "name": "Test", "state": "open", "opens_at": null,
-        "closes_at": closes_at, "per_buyer_limit": 2,
-        "skus": [{"sku": "a", "available": 5, "per_buyer_limit": null}],
-    }));
+    assert_eq!(
+        seen.body,
+        json!({
+            "id": stack.sale, "name": "Test", "state": "open", "opens_at": null,
+            "closes_at": closes_at, "per_buyer_limit": 2,
+            "skus": [{"sku": "a", "available": 5, "per_buyer_limit": null}],
+        })
+    );
     assert_eq!(seen.header("access-control-allow-origin"), "*");
     assert_eq!(seen.header("cache-control"), "no-cache");
     let etag = seen.header("etag").to_owned();
@@ -170,7 +183,8 @@ async fn anybody_sees_a_sale_and_from_any_origin() {
     assert_eq!(again, (304, String::new()));
     stack.hold("b").await;
     until("the hold is seen", async || {
-        open(Method::GET).header("If-None-Match", &etag).send().await.body["skus"][0]["available"] == 4
+        open(Method::GET).header("If-None-Match", &etag).send().await.body["skus"][0]["available"]
+            == 4
     })
     .await;
     let preflight = open(Method::OPTIONS).header("Origin", "https://shop.example").send().await;
@@ -215,7 +229,10 @@ async fn sales_are_listed_newest_first_and_by_state() {
     stack.post(&format!("/v1/sales/{}/close", ids[4])).send().await;
     let list = async |query: &str| {
         let reply = stack.call(Method::GET, &format!("/v1/sales?{query}"), "").send().await;
-        assert_eq!((reply.status.as_u16(), reply.header("access-control-allow-origin")), (200, "*"));
+        assert_eq!(
+            (reply.status.as_u16(), reply.header("access-control-allow-origin")),
+            (200, "*")
+        );
         assert!(!reply.header("etag").is_empty());
         reply.body
     };
@@ -225,7 +242,11 @@ async fn sales_are_listed_newest_first_and_by_state() {
     };
     assert_eq!(of(&list("").await), ids);
     assert_eq!(of(&list("state=scheduled").await), [ids[2].clone()]);
-    assert_eq!(of(&list("state=closed").await), [ids[4].clone()], "at once, not when it is recorded");
+    assert_eq!(
+        of(&list("state=closed").await),
+        [ids[4].clone()],
+        "at once, not when it is recorded"
+    );
     assert_eq!(of(&list("state=open").await), [ids[0].clone(), ids[1].clone(), ids[3].clone()]);
     assert_eq!(of(&list("state=archived").await).len(), 0);
     let (mut pages, mut cursor) = (Vec::new(), String::new());
@@ -245,9 +266,8 @@ async fn close_is_final_and_settling_goes_on() {
     let stack = Stack::new("phases").await;
     stack.define(5, json!({})).await;
     let (paid, cancelled) = (stack.hold("a").await, stack.hold("b").await);
-    let phase = async |what: &str| {
-        stack.post(&format!("/v1/sales/{}/{what}", stack.sale)).send().await
-    };
+    let phase =
+        async |what: &str| stack.post(&format!("/v1/sales/{}/{what}", stack.sale)).send().await;
     assert_eq!(phase("pause").await.body["state"], "paused");
     assert_eq!(phase("pause").await.body["state"], "paused");
     assert_eq!(stack.confirm(&paid, "p").await.status, 200);
