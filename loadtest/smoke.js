@@ -8,7 +8,8 @@ import { loadOptions } from './lib/summary.js';
 
 export { handleSummary } from './lib/summary.js';
 
-const HOLD_SECONDS = 20;
+// Longer than the pass takes on any machine: what runs out here says so itself.
+const HOLD_SECONDS = 120;
 const SALE = {
   hold_seconds: HOLD_SECONDS,
   per_buyer_limit: 4,
@@ -33,12 +34,12 @@ export function pass({ sale }) {
   aSaleIsDefinedAgain(sale);
   callersAreTold(sale);
   requestsAreRead(sale);
-  anOrderIsHeld(sale);
+  const open = anOrderIsHeld(sale);
   anOrderIsPaid(sale);
   anOrderIsGivenBack(sale);
   anOrderIsCancelledByItsKey(sale);
   aHoldRunsOut(sale);
-  limitsHold(sale);
+  open.push(...limitsHold(sale));
   ordersAreListed(sale);
   stockIsAdjusted(sale);
   aSaleRests(sale);
@@ -47,11 +48,12 @@ export function pass({ sale }) {
   const held = place(sale, ask('early-bird', { lines: one('tea') }));
   const paid = place(sale, ask('early-bird', { lines: one('mug') }));
   aSaleCloses(sale, paid);
-  verify('settling goes on in a closed sale', cancel(held) && confirm(paid, 'payment-closed'));
+  verify('settling goes on in a closed sale', confirm(paid, 'payment-closed'));
+  for (const order of [held, ...open]) verify('what is left is given back', cancel(order));
 }
 
 export function teardown({ sale }) {
-  waitUntilNothingIsHeld(sale, HOLD_SECONDS + 10);
+  waitUntilNothingIsHeld(sale, 10);
 }
 
 // ---- words
@@ -227,6 +229,7 @@ function anOrderIsHeld(sale) {
   refused('a key that meant something else', api.placeOrder(sale, { ...order, lines: one('tea') }), 422, 'idempotency-key-reused');
   const others = place(sale, { ...order, buyer: 'alicia', lines: one('tea') });
   verify('a key is its buyer\'s own', others !== null && others.id !== held.id);
+  return [held, others];
 }
 
 function anOrderIsPaid(sale) {
@@ -289,12 +292,13 @@ function aHoldRunsOut(sale) {
 
 function limitsHold(sale) {
   const buyer = 'heidi';
-  place(sale, ask(buyer, { lines: [{ sku: 'mug', quantity: 2 }] }));
+  const mugs = place(sale, ask(buyer, { lines: [{ sku: 'mug', quantity: 2 }] }));
   refused('an SKU has a limit of its own', api.placeOrder(sale, ask(buyer, { lines: one('mug') })), 409, 'purchase-limit', ({ body }) =>
     body.limit === 2 && body.already === 2 && body.sku === 'mug');
-  place(sale, ask(buyer, { lines: [{ sku: 'tea', quantity: 2 }] }));
+  const teas = place(sale, ask(buyer, { lines: [{ sku: 'tea', quantity: 2 }] }));
   refused('a sale has a limit over all SKUs', api.placeOrder(sale, ask(buyer)), 409, 'purchase-limit', ({ body }) =>
     body.limit === 4 && body.already === 4 && body.sku === undefined);
+  return [mugs, teas];
 }
 
 function ordersAreListed(sale) {
