@@ -46,6 +46,7 @@ export const options = loadOptions(SKUS, {
     rate: 2,
     duration: `${SECONDS}s`,
     preAllocatedVUs: 5,
+    maxVUs: 20,
     gracefulStop: '60s',
   },
   watch: {
@@ -54,6 +55,7 @@ export const options = loadOptions(SKUS, {
     rate: 5,
     duration: `${SECONDS + HOLD_SECONDS}s`,
     preAllocatedVUs: 2,
+    maxVUs: 10,
     gracefulStop: '60s',
   },
 });

@@ -34,6 +34,7 @@ export function pass({ sale }) {
   aSaleIsDefinedAgain(sale);
   callersAreTold(sale);
   requestsAreRead(sale);
+  faultsAreToldInOrder(sale);
   const open = anOrderIsHeld(sale);
   anOrderIsPaid(sale);
   anOrderIsGivenBack(sale);
@@ -125,6 +126,11 @@ function theSaleIsShown(sale) {
     res.status === 200 && Array.isArray(body.sales) && 'next_cursor' in body);
   expect('one page of sales leads to the next', get(api.anyone('GET', '/v1/sales?limit=1')), ({ body }) =>
     body.sales.length === 1);
+  expect('the inside sees what is ready', get(api.inside('/readyz')), ({ res, body }) =>
+    res.status === 200 && body.status === 'ready' && ['redis', 'kafka', 'database'].every((part) => part in body.parts));
+  const metrics = api.send(api.inside('/metrics'));
+  verify('the inside sees metrics, in OpenMetrics', metrics.status === 200 && metrics.body.trimEnd().endsWith('# EOF'));
+  refused('metrics are not for the outside', api.anyone('GET', '/metrics'), 404, 'not-found');
   refused('a sale that is not', api.anyone('GET', '/v1/sales/no-such-sale'), 404, 'sale-not-found');
 }
 
@@ -199,6 +205,18 @@ function requestsAreRead(sale) {
   refused('a cancel of an order that was made up', api.cancelOrder('ord_made-up'), 404, 'order-not-found');
   refused('a list of what no list is of', api.listOrders(`sale_id=${sale.id}&colour=red`), 400, 'invalid-request');
   refused('a list too long', api.listOrders(`sale_id=${sale.id}&limit=201`), 400, 'invalid-request');
+}
+
+/** Of several faults the first in the contract's order is told. */
+function faultsAreToldInOrder(sale) {
+  const request = api.placeOrder(sale, ask('muddler'));
+  const huge = withBody(request, ' '.repeat(17000));
+  const untyped = (one) => api.withHeaders(one, { 'Content-Type': null });
+  refused('a key comes before all but the path', api.withHeaders(untyped(huge), { Authorization: null }), 401, 'unauthenticated');
+  refused('scope comes before the body', api.asOrders(withBody(api.putSale(sale.id, SALE), '{')), 403, 'forbidden');
+  refused('size comes before type', untyped(huge), 413, 'body-too-large');
+  refused('type comes before JSON', untyped(withBody(request, '{')), 415, 'unsupported-media-type');
+  refused('fields come before the sale', withBody(request, { sale_id: 'no-such-sale', buyer_id: '', lines: [] }), 400, 'invalid-request');
 }
 
 function anOrderIsHeld(sale) {

@@ -3,6 +3,7 @@
 import http from 'k6/http';
 
 const URL = fromEnvironment('HOLDFAST_URL');
+const INNER_URL = fromEnvironment('HOLDFAST_INNER_URL');
 const ORDERS_KEY = fromEnvironment('HOLDFAST_ORDERS_KEY');
 const OPERATOR_KEY = fromEnvironment('HOLDFAST_OPERATOR_KEY');
 
@@ -90,6 +91,12 @@ export function listAdjustments(id, query = '') {
 /** Without a key: what is open to all, and what a caller gets who has none. */
 export function anyone(method, path, body) {
   return request(method, path.split('?')[0], path, undefined, body);
+}
+
+/** What only the inside sees: its own listener. */
+export function inside(path) {
+  const one = anyone('GET', path);
+  return { ...one, url: INNER_URL + path };
 }
 
 // ---- sending
