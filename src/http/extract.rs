@@ -384,6 +384,16 @@ pub trait Parameters: Sized {
     fn take(query: &mut Query) -> Self;
 }
 
+/// Reads a query that may have these parameters only.
+///
+/// # Errors
+/// What is wrong with it, and where.
+pub fn parameters<T: Parameters>(uri: &Uri) -> Result<T, Vec<FieldError>> {
+    let mut query = Query::of(uri);
+    let taken = T::take(&mut query);
+    query.refused().map_or(Ok(taken), Err)
+}
+
 /// Parameters of a call that has none.
 #[derive(Debug)]
 pub struct NoParameters;
@@ -406,9 +416,7 @@ impl<T: Parameters> FromRequestParts<Api> for Params<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _api: &Api) -> Result<Self, Problem> {
-        let mut query = Query::of(&parts.uri);
-        let taken = T::take(&mut query);
-        query.refused().map_or(Ok(Self(taken)), |errors| Err(Problem::invalid(errors)))
+        parameters(&parts.uri).map(Self).map_err(Problem::invalid)
     }
 }
 
@@ -535,9 +543,7 @@ mod tests {
     }
 
     fn page(query: &str) -> Result<u32, Vec<FieldError>> {
-        let mut query = Query::of(&format!("/x?{query}").parse().unwrap());
-        let Page(limit) = Page::take(&mut query);
-        query.refused().map_or(Ok(limit), Err)
+        parameters(&format!("/x?{query}").parse().unwrap()).map(|Page(limit)| limit)
     }
 
     #[test]

@@ -27,7 +27,10 @@ pub fn events(
         return Err(bad(name));
     }
     let at = Timestamp::from_millis(at.parse().map_err(|_| bad(at))?);
-    let first = (last + 1).checked_sub(steps.len() as u64).ok_or_else(|| bad(id))?;
+    let first = last
+        .checked_add(1)
+        .and_then(|next| next.checked_sub(steps.len() as u64))
+        .ok_or_else(|| bad(id))?;
     let read = |(seq, [kind, payload]): (u64, &[String; 2])| {
         let (trace, body) = body(lane, secret, kind, payload)?;
         let traceparent = (!trace.is_empty()).then(|| trace.to_owned());

@@ -7,7 +7,7 @@ use crate::domain::ids::{AdjustmentId, OrderId};
 use crate::domain::names::Sku;
 use crate::domain::order::{Line, Order, Quantity, Status};
 use crate::domain::sale::Phase;
-use crate::domain::stock::{Adjustment, AdjustmentNote, Counters};
+use crate::domain::stock::{Adjustment, AdjustmentNote, Counters, TOTAL_MAX};
 use crate::domain::time::Timestamp;
 
 /// How far a lane has got: what happened, what Kafka has, what the database has.
@@ -236,10 +236,15 @@ pub(super) fn order(id: OrderId, record: &str) -> Result<Order, ReplyError> {
 
 fn counters(texts: [&str; 4]) -> Result<Counters, ReplyError> {
     let [available, held, sold, version] = texts;
+    // Beyond its bound a counter is no counter, and sums of them could overflow.
+    let units = |text: &str| match number(text) {
+        Ok(units) if (0..=TOTAL_MAX).contains(&units) => Ok(units),
+        _ => Err(bad(text)),
+    };
     Ok(Counters {
-        available: number(available)?,
-        held: number(held)?,
-        sold: number(sold)?,
+        available: units(available)?,
+        held: units(held)?,
+        sold: units(sold)?,
         version: number(version)?,
     })
 }

@@ -99,10 +99,10 @@ async fn answers_about_orders_tell_their_limits() {
     let placed = stack.place("b", "k", 1).await;
     assert_eq!(
         placed.header("ratelimit-policy"),
-        "\"address\";q=200000;w=1, \"key\";q=200000;w=1, \"buyer\";q=40;w=2"
+        "\"address\";q=200000;w=1, \"key\";q=200000;w=1, \"buyer\";q=200;w=4"
     );
     let limits = placed.header("ratelimit");
-    for name in ["\"address\";r=", "\"key\";r=", "\"buyer\";r=39;t=1"] {
+    for name in ["\"address\";r=", "\"key\";r=", "\"buyer\";r=199;t=1"] {
         assert!(limits.contains(name), "{limits}");
     }
     for reply in [

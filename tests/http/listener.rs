@@ -120,6 +120,32 @@ async fn what_the_parser_refuses_has_no_body() {
 }
 
 #[tokio::test]
+async fn a_path_is_what_it_says_and_leads_nowhere_else() {
+    let stack = Stack::new("traversal").await;
+    for (path, code) in [
+        ("/v1/orders/../sales", "not-found"),
+        ("/v1/orders/..", "order-not-found"),
+        ("/v1/orders/%2e%2e%2fsales", "order-not-found"),
+        ("/v1/orders/x%0d%0aSet-Cookie:%20a", "order-not-found"),
+        ("http://elsewhere/v1/orders/x", "order-not-found"),
+    ] {
+        let mut connection = connect(&stack).await;
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n\r\n",
+            stack.orders_key
+        );
+        connection.write_all(head.as_bytes()).await.unwrap();
+        let answer = rest(&mut connection).await;
+        let expected = format!("\"code\":\"{code}\"");
+        assert!(
+            answer.starts_with("HTTP/1.1 404 ") && answer.contains(&expected),
+            "{path}: {answer}"
+        );
+        assert!(!answer.contains("Set-Cookie"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn http_2_is_spoken_by_prior_knowledge() {
     let stack = Stack::new("h2c").await;
     let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
