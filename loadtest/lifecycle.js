@@ -5,7 +5,7 @@ import { check, sleep } from 'k6';
 import exec from 'k6/execution';
 import * as api from './lib/api.js';
 import { defineSale, setting, waitFor, waitUntilNothingIsHeld, watchStock } from './lib/sale.js';
-import { adjust, cancel, cancelWithKey, confirm, layTombstone, place } from './lib/steps.js';
+import { adjust, cancel, cancelWithKey, confirm, insist, layTombstone, place } from './lib/steps.js';
 import { loadOptions } from './lib/summary.js';
 
 export { handleSummary } from './lib/summary.js';
@@ -46,6 +46,7 @@ export const options = loadOptions(SKUS, {
     rate: 2,
     duration: `${SECONDS}s`,
     preAllocatedVUs: 5,
+    maxVUs: 20,
     gracefulStop: '60s',
   },
   watch: {
@@ -54,6 +55,7 @@ export const options = loadOptions(SKUS, {
     rate: 5,
     duration: `${SECONDS + HOLD_SECONDS}s`,
     preAllocatedVUs: 2,
+    maxVUs: 10,
     gracefulStop: '60s',
   },
 });
@@ -107,16 +109,16 @@ function pay(sale, asked, n) {
 }
 
 function staysPaid(sale, asked, order, n) {
-  check(api.read(api.send(api.confirmOrder(order.id, `payment-${n}`))), {
+  check(insist(api.confirmOrder(order.id, `payment-${n}`)), {
     'the same payment again changes nothing': ({ res, body }) => res.status === 200 && body.status === 'confirmed',
   });
-  check(api.read(api.send(api.confirmOrder(order.id, `other-${n}`))), {
+  check(insist(api.confirmOrder(order.id, `other-${n}`)), {
     'another payment is refused': ({ res, code }) => res.status === 409 && code === 'already-paid',
   });
-  check(api.read(api.send(api.cancelOrder(order.id))), {
+  check(insist(api.cancelOrder(order.id)), {
     'what is paid is not cancelled': ({ res, code }) => res.status === 409 && code === 'order-confirmed',
   });
-  check(api.read(api.send(api.placeOrder(sale, asked))), {
+  check(insist(api.placeOrder(sale, asked)), {
     'its key finds a paid order with 200': ({ res, body, replayed }) =>
       res.status === 200 && replayed && body.id === order.id && body.status === 'confirmed',
   });
@@ -129,7 +131,7 @@ function payAtTheLastMoment(sale, asked, n) {
   const left_ms = Date.parse(order.expires_at) - Date.now();
   sleep(Math.max(0, left_ms + 200 * (Math.random() - 0.5)) / 1000);
   const sold = confirm(order, `payment-${n}`);
-  check(api.read(api.send(api.getOrder(order.id))), {
+  check(insist(api.getOrder(order.id)), {
     'a race of payment and deadline has one end': ({ body }) => body.status === (sold ? 'confirmed' : 'expired'),
   });
 }
@@ -150,10 +152,10 @@ function giveBackByKey(sale, asked) {
 }
 
 function staysCancelled(sale, asked, order) {
-  check(api.read(api.send(api.cancelOrder(order.id))), {
+  check(insist(api.cancelOrder(order.id)), {
     'cancelling again changes nothing': ({ res, body }) => res.status === 200 && body.status === 'cancelled',
   });
-  check(api.read(api.send(api.placeOrder(sale, asked))), {
+  check(insist(api.placeOrder(sale, asked)), {
     'a cancelled order is not sold to its key': ({ res, code, body }) =>
       res.status === 409 && code === 'order-cancelled' && body.order.id === order.id,
   });
@@ -187,11 +189,11 @@ function comeBackTooLate(sale, asked, n) {
   sleep(left_ms / 1000);
   let seen = null;
   const expired = waitFor(LATE_SECONDS, () => {
-    seen = api.read(api.send(api.getOrder(order.id)));
+    seen = insist(api.getOrder(order.id));
     return seen.kind === 'done' && seen.body.status === 'expired';
   });
   check(expired, { 'a hold that is not paid runs out': (came) => came });
-  check(api.read(api.send(api.placeOrder(sale, asked))), {
+  check(insist(api.placeOrder(sale, asked)), {
     'an expired order is not sold to its key': ({ res, code }) => res.status === 409 && code === 'order-expired',
   });
   if (n % 2 === 0) cancel(order);
@@ -211,7 +213,7 @@ export function correct({ sale }) {
   };
   const adjustment = adjust(sale, change);
   if (adjustment === null || n % 2 === 0) return;
-  check(api.read(api.send(api.adjustStock(sale, change))), {
+  check(insist(api.adjustStock(sale, change)), {
     'an adjustment with the same key is the same': ({ res, body, replayed }) =>
       res.status === 200 && replayed && body.id === adjustment.id,
   });

@@ -4,7 +4,7 @@ import { check } from 'k6';
 import exec from 'k6/execution';
 import * as api from './lib/api.js';
 import { defineSale, setting } from './lib/sale.js';
-import { cancel, confirm, place } from './lib/steps.js';
+import { cancel, confirm, insist, place } from './lib/steps.js';
 import { loadOptions } from './lib/summary.js';
 
 export { handleSummary } from './lib/summary.js';
@@ -20,9 +20,9 @@ const LEAVES_AFTER_MS = 1;
 const WAYS = [atOnce, oneAfterAnother, atOnce, oneAfterAnother, atOnce, oneAfterAnother, atOnce, oneAfterAnother, withoutWaiting];
 
 export const options = loadOptions(SKUS, {
-  insist: {
+  press: {
     executor: 'constant-arrival-rate',
-    exec: 'insist',
+    exec: 'press',
     rate: RATE,
     duration: `${SECONDS}s`,
     preAllocatedVUs: VUS,
@@ -41,7 +41,7 @@ export function setup() {
   return { sale };
 }
 
-export function insist({ sale }) {
+export function press({ sale }) {
   const n = exec.scenario.iterationInTest;
   const asked = {
     buyer: `buyer-${n}`,
@@ -60,7 +60,7 @@ function oneAfterAnother(sale, asked) {
   for (let again = 0; again < 2; again += 1) {
     // Members and lines in another order mean the same.
     const same = { ...asked, lines: [...asked.lines].reverse() };
-    isThatOrder(order, api.read(api.send(api.placeOrder(sale, same))));
+    isThatOrder(order, insist(api.placeOrder(sale, same)));
   }
   return order;
 }
@@ -84,7 +84,7 @@ function atOnce(sale, asked) {
 function withoutWaiting(sale, asked) {
   const order = place(sale, asked, { timeout_ms: LEAVES_AFTER_MS });
   if (order === null) return null;
-  isThatOrder(order, api.read(api.send(api.placeOrder(sale, asked))));
+  isThatOrder(order, insist(api.placeOrder(sale, asked)));
   return order;
 }
 
@@ -105,7 +105,7 @@ function settle(order, n) {
     cancel(order, { early: api.sendTogether([request, request, request]) });
   } else if (n % 4 === 2) {
     confirm(order, payment, { timeout_ms: n % WAYS.length === 0 ? LEAVES_AFTER_MS : undefined });
-    const again = api.read(api.send(api.confirmOrder(order.id, payment)));
+    const again = insist(api.confirmOrder(order.id, payment));
     check(again, {
       'the same payment again changes nothing': ({ res, body }) =>
         res.status === 200 && body.status === 'confirmed' && body.payment_id === payment,
@@ -115,7 +115,7 @@ function settle(order, n) {
 
 function useKeyForAnother(sale, asked) {
   const other = { ...asked, lines: [{ sku: SKUS[0], quantity: 3 }] };
-  const answer = api.read(api.send(api.placeOrder(sale, other)));
+  const answer = insist(api.placeOrder(sale, other));
   check(answer, {
     'a key that meant something else is refused': ({ res, code }) => res.status === 422 && code === 'idempotency-key-reused',
   });

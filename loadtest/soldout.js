@@ -4,7 +4,7 @@ import { check, fail } from 'k6';
 import exec from 'k6/execution';
 import * as api from './lib/api.js';
 import { defineSale, setting } from './lib/sale.js';
-import { place } from './lib/steps.js';
+import { insist, place } from './lib/steps.js';
 import { loadOptions } from './lib/summary.js';
 
 export { handleSummary } from './lib/summary.js';
@@ -59,7 +59,7 @@ export function knock({ sale, ids }) {
 
 function replay(sale, ids) {
   const holder = Math.floor(Math.random() * ids.length);
-  const answer = api.read(api.send(api.placeOrder(sale, orderOf(holder))));
+  const answer = insist(api.placeOrder(sale, orderOf(holder)));
   check(answer, {
     'a replay finds its own order, also when all is sold': ({ res, replayed, body }) =>
       res.status === 201 && replayed && body.id === ids[holder] && body.status === 'held',

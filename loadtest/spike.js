@@ -35,6 +35,7 @@ export const options = loadOptions([SKU], {
     rate: 5,
     duration: `${SECONDS}s`,
     preAllocatedVUs: 2,
+    maxVUs: 10,
     gracefulStop: '60s',
   },
 });

@@ -2,9 +2,15 @@
 // twice, or several at once, and knows that they are the same.
 import http from 'k6/http';
 
-const URL = __ENV.HOLDFAST_URL || 'http://127.0.0.1:8080';
-const ORDERS_KEY = __ENV.HOLDFAST_ORDERS_KEY;
-const OPERATOR_KEY = __ENV.HOLDFAST_OPERATOR_KEY;
+const URL = fromEnvironment('HOLDFAST_URL');
+const INNER_URL = fromEnvironment('HOLDFAST_INNER_URL');
+const ORDERS_KEY = fromEnvironment('HOLDFAST_ORDERS_KEY');
+const OPERATOR_KEY = fromEnvironment('HOLDFAST_OPERATOR_KEY');
+
+function fromEnvironment(name) {
+  if (!__ENV[name]) throw new Error(`${name} is not set: run it with the environment of ./dev env`);
+  return __ENV[name];
+}
 
 // Being refused is an answer, not a failure; only a server's error is one.
 http.setResponseCallback(http.expectedStatuses({ min: 200, max: 499 }, 503));
@@ -85,6 +91,12 @@ export function listAdjustments(id, query = '') {
 /** Without a key: what is open to all, and what a caller gets who has none. */
 export function anyone(method, path, body) {
   return request(method, path.split('?')[0], path, undefined, body);
+}
+
+/** What only the inside sees: its own listener. */
+export function inside(path) {
+  const one = anyone('GET', path);
+  return { ...one, url: INNER_URL + path };
 }
 
 // ---- sending

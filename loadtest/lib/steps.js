@@ -108,6 +108,17 @@ function settle(step, request, refusals_expected, early, gives_up, timeout_ms) {
   }
 }
 
+/** Sends what changes nothing (any more) until it is answered: for looking at what it says. */
+export function insist(request) {
+  const deadline = Date.now() + PATIENCE_MS;
+  for (;;) {
+    const answer = api.read(api.send(request));
+    if (answer.kind === 'done' || answer.kind === 'refused' || Date.now() > deadline) return answer;
+    note('a question', answer, []);
+    sleep(PAUSE_SECONDS);
+  }
+}
+
 function rank(answer) {
   return ['done', 'unknown', 'refused', 'away'].indexOf(answer.kind);
 }

@@ -237,7 +237,7 @@ local function decode_order(key, record)
     string.match(record, '^(%a) (%d+) (%d+) (%d+) (%d*) (%d*) ([^ ]*) ([^ ]+) ([^ ]*)$')
   assert(status, 'the record of an order cannot be read')
   return {
-    key = key, status = status, seq = seq, created = created, expires = tonumber(expires),
+    key = key, record = record, status = status, seq = seq, created = created, expires = tonumber(expires),
     confirmed = confirmed, hold = hold, payment = payment, buyer = buyer, lines = lines,
   }
 end

@@ -3,17 +3,19 @@
 
 local decide = {}
 
+-- An order's record: as it was read, until the next step makes another.
 local function record(order)
-  return table.concat({
+  order.record = order.record or table.concat({
     order.status, order.seq, order.created, text(order.expires), order.confirmed, order.hold,
     order.payment, order.buyer, order.lines,
   }, ' ')
+  return order.record
 end
 
 -- Gives the order its next status, as one event. cause: c caller, s sweeper.
 local function step(order, kind, status, cause, trace, reason)
   local from = order.status or '-'
-  order.status = status
+  order.status, order.record = status, nil
   order.seq = text(lane.seq + 1)
   changed.orders[order.key] = order
   emit(kind, table.concat({ order.key, from, cause, trace, record(order), reason or '' }, ' '))

@@ -96,4 +96,9 @@ async fn metrics_are_open_metrics_and_on_the_inner_listener_only() {
     assert!(text.ends_with("# EOF\n"));
     assert!(text.contains("holdfast_relay_sent") && text.contains("holdfast_lanes_call_seconds"));
     assert_eq!(service.get("/metrics").await.status, StatusCode::NOT_FOUND);
+
+    let operations = include_str!("../../docs/operations.md");
+    let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let missing: Vec<_> = names.filter(|name| !operations.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "not in docs/operations.md: {missing:?}");
 }
