@@ -92,7 +92,7 @@ local readers = {
     want_order(ARGV[i + 1])
     return { trace = ARGV[i], key = ARGV[i + 1], buyer = ARGV[i + 2], reason = ARGV[i + 3] }, 4
   end,
-  -- max: how many overdue holds to end
+  -- max: how many overdue holds to look for; those of one member end together
   expire = function(i)
     expire_max = math.max(expire_max, tonumber(ARGV[i]))
     return {}, 1

@@ -87,7 +87,7 @@ pub enum Command {
     Reserve(Reserve),
     Confirm(Confirm),
     Cancel(Cancel),
-    /// End at most so many overdue holds.
+    /// End overdue holds until so many are found; see [`super::Lanes::expire`].
     Expire {
         max: usize,
     },

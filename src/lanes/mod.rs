@@ -216,7 +216,8 @@ impl Lanes {
         read(self.submit(lane, Command::Stock).await?, reply::stock)
     }
 
-    /// Ends at most `max` overdue holds, on this process' clock and Redis'.
+    /// Ends overdue holds, by this process' clock and Redis', until `max` are found or no more are
+    /// due; those that one call took with the same deadline end together, even beyond `max`.
     pub async fn expire(&self, lane: &LaneId, max: usize) -> Result<Stamped<Expired>, LaneError> {
         let expired = read(self.submit(lane, Command::Expire { max }).await?, reply::expired)?;
         let skew = expired.now.millis() - Utc::now().timestamp_millis();

@@ -2,7 +2,7 @@
 
 use holdfast::domain::order::Order;
 use holdfast::lanes::command::{Command, PhaseChange};
-use holdfast::lanes::reply::{Cancelled, Confirmed, Refusal, Reserved};
+use holdfast::lanes::reply::{Cancelled, Confirmed, Marks, Refusal, Reserved};
 use holdfast::lanes::{Advance, LaneError};
 use redis::AsyncCommands;
 
@@ -139,6 +139,16 @@ async fn a_record_that_cannot_be_read_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_lane_of_a_layout_that_the_script_does_not_know_is_left_alone() {
+    let sale = Sale::of(&[("phone", 9)]).await;
+    let () = sale.redis.clone().hset(sale.keys().lane(), "layout", 2).await.unwrap();
+    let before = dump(&sale.redis, &sale.keys()).await;
+    let outcome = sale.ask(Command::Reserve(sale.reserving("ann", "k", &[("phone", 1)]))).await;
+    assert!(matches!(outcome, Err(LaneError::Unavailable(_))), "{outcome:?}");
+    assert!(dump(&sale.redis, &sale.keys()).await == before);
+}
+
+#[tokio::test]
 async fn an_outbox_that_is_ahead_of_its_lane_stops_every_change() {
     let sale = Sale::of(&[("phone", 9)]).await;
     let mut redis = sale.redis.clone();
@@ -151,6 +161,20 @@ async fn an_outbox_that_is_ahead_of_its_lane_stops_every_change() {
     assert!(matches!(outcome, Err(LaneError::Unavailable(_))), "{outcome:?}");
     assert!(dump(&sale.redis, &sale.keys()).await == before);
     sale.lanes.stock(&sale.lane).await.expect("what only reads goes on");
+}
+
+#[tokio::test]
+async fn a_relay_that_meets_an_outbox_of_the_wrong_type_moves_no_mark() {
+    let sale = Sale::of(&[("phone", 9)]).await;
+    let saved = spoil(&sale, sale.keys().outbox()).await;
+    let before = dump(&sale.redis, &sale.keys()).await;
+    let reached = Marks { epoch: EPOCH, seq: 1, logged: 1, recorded: 0 };
+    let lease = std::time::Duration::from_secs(1);
+    let advance = sale.lanes.advance(&sale.lane, reached, "relay", lease).await;
+    assert!(matches!(advance, Err(LaneError::Unavailable(_))), "{advance:?}");
+    assert!(dump(&sale.redis, &sale.keys()).await == before);
+    restore(&sale, sale.keys().outbox(), saved).await;
+    assert!(matches!(sale.advance("relay", 1, 1).await, Advance::Leased { trimmed: 1, .. }));
 }
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 use holdfast::domain::order::Status;
 use holdfast::domain::time::Timestamp;
 use holdfast::lanes::command::{Command, PhaseChange, Reserve};
-use holdfast::lanes::reply::{Cancelled, Confirmed, Refusal, Reserved, Shortage};
+use holdfast::lanes::reply::{self, Cancelled, Confirmed, Refusal, Reserved, Shortage};
+use redis::AsyncCommands;
 
 use crate::sale::{Outcome, Sale, definition, held, lines, refused, wait_past};
 
@@ -167,6 +168,69 @@ async fn from_its_deadline_on_an_order_cannot_be_paid_though_nobody_has_swept() 
         panic!("it stays too late")
     };
     assert_eq!(order.status, Status::Expired);
+}
+
+/// Turns the lane's time forward. It never goes back, so from then on it stands still.
+async fn turn_time_to(sale: &Sale, ms: i64) {
+    let () = sale.redis.clone().hset(sale.keys().lane(), "now", ms).await.unwrap();
+}
+
+/// Sweeps as a process whose own clock says `ms`; answers how many holds that ended.
+async fn sweep_by_clock(sale: &Sale, ms: i64) -> u64 {
+    let mut call = redis::cmd("EVAL");
+    call.arg(concat!(
+        include_str!("../../lua/lane/1_read.lua"),
+        include_str!("../../lua/lane/2_orders.lua"),
+        include_str!("../../lua/lane/3_stock.lua"),
+        include_str!("../../lua/lane/4_write.lua"),
+    ));
+    call.arg(7).arg(sale.keys().all()).arg(ms).arg(1_000).arg(0).arg(1).arg("expire").arg(10);
+    let answer: Vec<String> = call.query_async(&mut sale.redis.clone()).await.unwrap();
+    reply::expired(answer.last().expect("a reply")).unwrap().count
+}
+
+#[tokio::test]
+async fn the_millisecond_of_the_deadline_is_too_late_and_the_one_before_is_not() {
+    let sale = Sale::of(&[("phone", 2)]).await;
+    let first = held(sale.reserve("ann", "k", &[("phone", 1)]).await);
+    turn_time_to(&sale, first.expires_at.millis() - 1).await;
+    let Confirmed::Confirmed(paid) = sale.confirm(&first.id, "pay").await else {
+        panic!("it is in time")
+    };
+    assert_eq!(paid.confirmed_at.unwrap().millis(), first.expires_at.millis() - 1);
+    let second = held(sale.reserve("bob", "k", &[("phone", 1)]).await);
+    turn_time_to(&sale, second.expires_at.millis()).await;
+    assert_eq!(sale.confirm(&second.id, "pay").await, Confirmed::TooLate(second));
+}
+
+#[tokio::test]
+async fn a_hold_ends_when_it_is_due_on_the_lanes_clock_and_on_the_sweepers() {
+    let sale = Sale::of(&[("phone", 1)]).await;
+    let due = held(sale.reserve("ann", "k", &[("phone", 1)]).await).expires_at.millis();
+    assert_eq!(sweep_by_clock(&sale, due + 60_000).await, 0, "the sweeper's clock is ahead");
+    turn_time_to(&sale, due).await;
+    assert_eq!(sweep_by_clock(&sale, due - 1).await, 0, "the sweeper's clock is behind");
+    assert_eq!(sale.stock("phone").await, (0, 1, 0));
+    assert_eq!(sweep_by_clock(&sale, due).await, 1);
+    assert_eq!(sale.stock("phone").await, (1, 0, 0));
+}
+
+#[tokio::test]
+async fn the_window_opens_and_closes_at_its_first_millisecond() {
+    let mut window = definition(&[("phone", 9)]);
+    let opens = later(1_000_000).expect("a time");
+    let closes = later(2_000_000).expect("a time");
+    (window.opens_at, window.closes_at) = (Some(opens), Some(closes));
+    let sale = Sale::defined(window).await;
+    turn_time_to(&sale, opens.millis() - 1).await;
+    let early = refused(sale.reserve("ann", "k", &[("phone", 1)]).await);
+    assert_eq!(early, Refusal::NotOpen { opens_at: opens });
+    turn_time_to(&sale, opens.millis()).await;
+    held(sale.reserve("ann", "k", &[("phone", 1)]).await);
+    turn_time_to(&sale, closes.millis() - 1).await;
+    held(sale.reserve("bob", "k", &[("phone", 1)]).await);
+    turn_time_to(&sale, closes.millis()).await;
+    assert_eq!(refused(sale.reserve("cy", "k", &[("phone", 1)]).await), Refusal::Closed);
 }
 
 #[tokio::test]

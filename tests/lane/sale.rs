@@ -125,11 +125,15 @@ impl Sale {
     pub async fn on(url: &str, options: &config::Lanes) -> Self {
         let sale = format!("test-{:016x}", rand::random::<u64>()).parse().unwrap();
         let client = redis::Client::open(url).unwrap();
+        let patient = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PATIENCE))
+            .set_response_timeout(Some(PATIENCE));
+        let redis = client.get_multiplexed_async_connection_with_config(&patient).await;
         Self {
             lanes: lanes(url, options),
             lane: LaneId { sale, lane: 0 },
             secret: IdSecret::new(1, &[7; 32]),
-            redis: client.get_multiplexed_async_connection().await.expect("Redis is there"),
+            redis: redis.expect("Redis is there"),
         }
     }
 
