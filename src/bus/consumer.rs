@@ -1,6 +1,6 @@
 //! The group consumer: batches of records, offsets committed only when the database has them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::topic::classify;
 use super::{BusError, client};
@@ -185,7 +185,7 @@ impl Consumer {
     /// only: drop it at the end of one.
     ///
     /// # Errors
-    /// [`BusError::Unavailable`] while Kafka is away; the consumer heals by itself.
+    /// [`BusError::Unavailable`] after a while of nothing but errors; the consumer heals by itself.
     pub async fn batch(&self, count: usize, age: Duration) -> Result<Vec<Received>, BusError> {
         let mut records = Vec::new();
         let Some(first) = self.next(WAIT_MAX).await? else { return Ok(records) };
@@ -205,16 +205,32 @@ impl Consumer {
         Ok(records)
     }
 
+    /// The next record; `None` if there is none for a while. Errors are events of the same queue,
+    /// and many while Kafka is away: they are passed over, or the first record after it would wait
+    /// behind them all.
     async fn next(&self, wait: Duration) -> Result<Option<Received>, BusError> {
-        match timeout(wait, self.inner.recv()).await {
-            Err(_) => Ok(None),
-            Ok(Ok(message)) => Ok(Some((&message).into())),
-            Ok(Err(error)) => match error.rdkafka_error_code() {
-                // The topic is about to be made, or its leader to be elected.
-                Some(RDKafkaErrorCode::UnknownTopicOrPartition) => Ok(None),
-                _ => Err(classify(error)),
-            },
+        let deadline = Instant::now() + wait;
+        let mut away = None;
+        loop {
+            let error = match timeout_at(deadline, self.inner.recv()).await {
+                Err(_) => return away.map_or(Ok(None), Err),
+                Ok(Ok(message)) => return Ok(Some((&message).into())),
+                Ok(Err(error)) => error,
+            };
+            // A missing topic is about to be made, or its leader to be elected.
+            if error.rdkafka_error_code() != Some(RDKafkaErrorCode::UnknownTopicOrPartition) {
+                match classify(error) {
+                    error @ BusError::Unavailable(_) => away = Some(error),
+                    error => return Err(error),
+                }
+            }
         }
+    }
+
+    /// The partitions that this member reads at the moment.
+    pub fn assigned(&self) -> Result<BTreeSet<i32>, BusError> {
+        let assigned = self.inner.assignment().map_err(classify)?;
+        Ok(assigned.elements().iter().map(|element| element.partition()).collect())
     }
 
     /// Commits, per partition, the offset to read next; answered in the background.

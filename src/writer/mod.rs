@@ -112,7 +112,6 @@ impl Writer {
         session: &mut Session,
         shutdown: &CancellationToken,
     ) -> Result<(), WriterError> {
-        let mut backoff = Backoff::default();
         let mut looked_at = None::<Instant>;
         loop {
             let received = tokio::select! {
@@ -123,14 +122,10 @@ impl Writer {
                 Ok(records) => records,
                 Err(error @ BusError::Unavailable(_)) => {
                     tracing::warn!(%error, "reading from Kafka; trying again");
-                    if backoff.rest(shutdown).await.is_err() {
-                        return Ok(());
-                    }
                     continue;
                 }
                 Err(error) => return Err(error.into()),
             };
-            backoff = Backoff::default();
             let offsets = offsets_after(&records);
             let mut todo = VecDeque::new();
             if !records.is_empty() {
@@ -140,11 +135,14 @@ impl Writer {
                 looked_at = Some(Instant::now());
                 todo.push_back(Task::Unpark);
             }
+            let worked = !todo.is_empty();
             let Ok(left) = self.write(todo, shutdown).await? else { return Ok(()) };
             session.next.extend(offsets);
             session.hold(left)?;
             session.resume_rested();
-            session.commit();
+            if worked {
+                session.commit()?;
+            }
             self.metrics.held_partitions.set(gauge(session.held.len()));
         }
     }
@@ -321,10 +319,14 @@ impl Session {
         });
     }
 
-    fn commit(&self) {
+    /// Commits what this member still reads: of the rest, somebody else knows more.
+    fn commit(&mut self) -> Result<(), BusError> {
+        let assigned = self.consumer.assigned()?;
+        self.next.retain(|partition, _| assigned.contains(partition));
         if let Err(error) = self.consumer.commit(&self.next) {
             tracing::debug!(%error, "offsets were not committed; they are read again");
         }
+        Ok(())
     }
 }
 
