@@ -97,6 +97,11 @@ local function refused_by_stock(list)
   end
 end
 
+-- Whether new orders must wait: settling old ones never does.
+local function no_room()
+  return redis_nearly_full or lane.seq - lane.trimmed >= outbox_max
+end
+
 -- Outcomes: held, replayed (both with the record), reused, overloaded, archived, closed,
 -- not-open OPENS, paused, unknown-sku SKU, hold-too-long MAX, purchase-limit LIMIT ALREADY SKU,
 -- sold-out SKU=ASKED=AVAILABLE,…
@@ -109,7 +114,7 @@ function decide.reserve(command)
     end
     return 'reused'
   end
-  if redis_nearly_full or lane.seq - lane.trimmed >= outbox_max then
+  if no_room() then
     return 'overloaded'
   end
   local refusal = refused_by_phase()
@@ -170,7 +175,7 @@ function decide.confirm(command)
   return 'confirmed ' .. record(order)
 end
 
--- Outcomes: unknown, archived; with the record: cancelled, same (it was cancelled before),
+-- Outcomes: unknown, archived, overloaded (for a tombstone); with the record: cancelled, same (it was cancelled before),
 -- confirmed (and stays so).
 function decide.cancel(command)
   local order = orders[command.key]
@@ -182,6 +187,8 @@ function decide.cancel(command)
     return 'unknown'
   elseif lane.archived then
     return 'archived'
+  elseif not order and no_room() then
+    return 'overloaded'
   end
   if not order then
     order = {

@@ -31,6 +31,8 @@ pub(super) struct RawReply {
 pub(super) struct Waiting {
     pub command: Command,
     pub answer: oneshot::Sender<Result<RawReply, LaneError>>,
+    /// By when it must be sent: whoever waits longer is better told to come back.
+    pub send_by: Instant,
 }
 
 /// Runs until every sender is gone and the queue is empty.
@@ -73,6 +75,14 @@ impl Batch {
 
     async fn send(&mut self, shared: &Shared, keys: &LaneKeys) {
         self.weight = 0;
+        let now = Instant::now();
+        for late in self.waiting.extract_if(.., |waiting| waiting.send_by < now) {
+            shared.metrics.queued_too_long.inc();
+            answer(late, Err(LaneError::Unavailable("the lane did not get to it in time".into())));
+        }
+        if self.waiting.is_empty() {
+            return;
+        }
         let sent = self.waiting.len();
         let started = Instant::now();
         let result = call(shared, keys, &self.waiting).await;

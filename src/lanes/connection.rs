@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use deadpool_redis::{Manager, Pool, Runtime};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, RedisError, ServerErrorKind,
+    Value,
+};
 
 use super::scripts::Script;
 use crate::config::{self, millis};
@@ -56,13 +60,19 @@ impl Connections {
             .set_number_of_retries(0)
             .set_response_timeout(response)
             .set_connection_timeout(connect);
-        let client = Client::open(config.url.as_str())?;
+        // A peer that vanishes without a word must not keep a connection for the kernel's quarter
+        // of an hour; and one lane's call must not wait for the acknowledgement of another's.
+        let tcp = TcpSettings::default()
+            .set_nodelay(true)
+            .set_user_timeout(millis(2 * config.response_timeout_ms));
+        let address = config.url.as_str().into_connection_info()?.set_tcp_settings(tcp);
+        let client = Client::open(address.clone())?;
         let shared = ConnectionManager::new_lazy_with_config(client, manager)?;
         // A blocking read waits longer than an ordinary answer may; its caller bounds it.
         let pooled = AsyncConnectionConfig::new()
             .set_connection_timeout(connect)
             .set_response_timeout(Some(millis(config.response_timeout_ms) + BLOCK_MAX));
-        let manager = Manager::new_with_config(config.url.as_str(), pooled)?;
+        let manager = Manager::new_with_config(address, pooled)?;
         let pool = Pool::builder(manager)
             .max_size(config.pool_max)
             .runtime(Runtime::Tokio1)

@@ -9,6 +9,7 @@ pub struct Metrics {
     pub call_seconds: Histogram,
     pub call_commands: Histogram,
     pub queue_full: Counter,
+    pub queued_too_long: Counter,
     pub lanes: Gauge,
     pub memory_used_bytes: Gauge,
     pub memory_max_bytes: Gauge,
@@ -22,6 +23,7 @@ impl Metrics {
             call_seconds: Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
             call_commands: Histogram::new(exponential_buckets(1.0, 2.0, 9)),
             queue_full: Counter::default(),
+            queued_too_long: Counter::default(),
             lanes: Gauge::default(),
             memory_used_bytes: Gauge::default(),
             memory_max_bytes: Gauge::default(),
@@ -35,6 +37,11 @@ impl Metrics {
             "call_commands",
             "Commands that a script call carried",
             m.call_commands.clone(),
+        );
+        registry.register(
+            "queued_too_long",
+            "Commands refused unsent because they waited longer than redis.response_timeout_ms",
+            m.queued_too_long.clone(),
         );
         registry.register(
             "queue_full",

@@ -103,6 +103,8 @@ pub enum Cancelled {
     Confirmed(Order),
     Unknown,
     Archived,
+    /// There is no room for the tombstone of an order that has not come.
+    Overloaded,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -326,6 +328,7 @@ pub fn cancelled(id: OrderId, reply: &str) -> Result<Cancelled, ReplyError> {
     Ok(match name {
         "unknown" => Cancelled::Unknown,
         "archived" => Cancelled::Archived,
+        "overloaded" => Cancelled::Overloaded,
         "cancelled" => Cancelled::Cancelled(order(id, rest)?),
         "same" => Cancelled::Same(order(id, rest)?),
         "confirmed" => Cancelled::Confirmed(order(id, rest)?),

@@ -447,6 +447,7 @@ impl Api {
                     Cancelled::Confirmed(order) => Err(about(Code::OrderConfirmed, view(order))),
                     Cancelled::Unknown => Err(order_not_found()),
                     Cancelled::Archived => Err(sale_archived()),
+                    Cancelled::Overloaded => Err(Problem::overloaded()),
                 }
             }
             Err(LaneError::Missing) if self.is_archived(&id.lane().sale).await? => {
