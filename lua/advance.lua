@@ -6,12 +6,17 @@
 --       database has; 4 events beyond which the outbox is trimmed up to `logged` and not only up
 --       to `recorded`; 5 the relay's name; 6 for how long it wants the lane (ms)
 -- Reply { outcome, epoch, seq, logged, recorded, trimmed }; outcome: "missing", "epoch" (the lane
---       has another one: nothing was done), "leased" (another relay has it: nothing was done), "ok"
+--       has another one: nothing was done), "leased" (another relay has it: nothing was done),
+--       "behind" (Kafka or the database has more than the lane: Redis lost what it had answered;
+--       nothing was done, and above all nothing trimmed, for what the lane holds under those seqs
+--       is something else), "ok"
 --
 -- Atomic as every script; idempotent, since marks only rise. Both keys are read before the first
 -- write. Trimming is by seq, never by length, and never beyond what somebody else has: an entry's
 -- id is "epoch-lastseq", so MINID keeps whatever has an event above the bound. The lease only saves
 -- double work: a second relay would send the same events again, which the writer drops.
+
+local LEASE_MAX = 60000 -- ms; the highest that relay.lease_ms can be
 
 local function text(number)
   return string.format('%.0f', number)
@@ -30,14 +35,19 @@ if lane[1] ~= ARGV[1] then
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if lane[6] and lane[6] ~= ARGV[5] and now < tonumber(lane[7]) then
+-- A lease beyond the longest there is was made before the clock stepped back: it binds nobody.
+local left = tonumber(lane[7] or '0') - now
+if lane[6] and lane[6] ~= ARGV[5] and left > 0 and left <= LEASE_MAX then
   return answer('leased', logged, recorded, trimmed)
+end
+if tonumber(ARGV[2]) > seq or tonumber(ARGV[3]) > seq then
+  return answer('behind', logged, recorded, trimmed)
 end
 redis.call('XLEN', KEYS[2])
 
 -- What the database has was in Kafka, whoever brought it there.
-recorded = math.max(recorded, math.min(tonumber(ARGV[3]), seq))
-logged = math.max(logged, recorded, math.min(tonumber(ARGV[2]), seq))
+recorded = math.max(recorded, tonumber(ARGV[3]))
+logged = math.max(logged, recorded, tonumber(ARGV[2]))
 local bound = recorded
 if seq - recorded > tonumber(ARGV[4]) then
   bound = logged

@@ -36,6 +36,8 @@ use crate::ledger::{Catalog, Ledger};
 const MARKS_INTERVAL: Duration = Duration::from_millis(20);
 /// How long the relay rests after Redis, Kafka or the database failed it.
 const PAUSE: Duration = Duration::from_millis(250);
+/// How long the database may take to say how far it has got.
+const ASK_MAX: Duration = Duration::from_secs(2);
 /// Streams that one read names at most.
 const LANES_A_READ: usize = 256;
 
@@ -45,6 +47,8 @@ struct Metrics {
     rewinds: Counter,
     unreadable: Counter,
     lanes: Gauge,
+    behind: Gauge,
+    in_flight: Gauge,
     unlogged: Gauge,
     unrecorded: Gauge,
 }
@@ -57,6 +61,8 @@ impl Metrics {
             rewinds: Counter::default(),
             unreadable: Counter::default(),
             lanes: Gauge::default(),
+            behind: Gauge::default(),
+            in_flight: Gauge::default(),
             unlogged: Gauge::default(),
             unrecorded: Gauge::default(),
         };
@@ -67,6 +73,16 @@ impl Metrics {
         registry.register("rewinds", "Lanes sent again from `logged`", m.rewinds.clone());
         registry.register("unreadable", "Outbox entries that cannot be read", m.unreadable.clone());
         registry.register("lanes", "Lanes that this relay has the lease of", m.lanes.clone());
+        registry.register(
+            "lanes_behind",
+            "Lanes that have lost what Kafka or the database has of them",
+            m.behind.clone(),
+        );
+        registry.register(
+            "in_flight",
+            "Events on their way to Kafka; at most relay.in_flight_max",
+            m.in_flight.clone(),
+        );
         registry.register("unlogged", "Events that Kafka does not have yet", m.unlogged.clone());
         registry.register(
             "unrecorded",
@@ -87,11 +103,17 @@ struct Outbound {
     sent: u64,
     /// Entries on their way: the seq each ends with, and whether it was acknowledged.
     in_flight: VecDeque<(u64, bool)>,
+    /// Events in them.
+    in_flight_events: u64,
+    /// Redis lost events that Kafka or the database has: nothing may be trimmed.
+    behind: bool,
     /// Rises at each rewind: deliveries of an older one no longer count.
     generation: u64,
     /// What the lane was told last.
     told: Marks,
     renew_at: Instant,
+    /// When it was read from last: who waits longest is read first.
+    read_at: Instant,
     /// Not read from before this: the producer was full or an entry unreadable.
     rest_until: Instant,
 }
@@ -100,7 +122,12 @@ impl Outbound {
     fn rewind(&mut self) {
         self.generation += 1;
         self.in_flight.clear();
+        self.in_flight_events = 0;
         self.sent = self.marks.logged;
+        self.rest();
+    }
+
+    fn rest(&mut self) {
         self.rest_until = Instant::now() + PAUSE;
     }
 
@@ -112,10 +139,6 @@ impl Outbound {
             self.marks.logged = self.marks.logged.max(seq);
             self.in_flight.pop_front();
         }
-    }
-
-    fn unacknowledged(&self) -> u64 {
-        self.sent.saturating_sub(self.marks.logged)
     }
 }
 
@@ -136,6 +159,7 @@ pub enum RelayError {
     Producer(SendError),
 }
 
+type Asking = BoxFuture<'static, Result<HashMap<LaneId, u64>, String>>;
 type Reading = BoxFuture<'static, Result<Vec<(LaneId, Vec<Entry>)>, LaneError>>;
 
 /// The role: see the module's comment.
@@ -186,16 +210,13 @@ impl Relay {
         let mut marks = tokio::time::interval(MARKS_INTERVAL);
         marks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reading: Option<Reading> = None;
+        let mut asking: Option<Asking> = None;
         loop {
             if reading.is_none() {
                 reading = self.read();
             }
-            let read = async {
-                match reading.as_mut() {
-                    Some(reading) => reading.await,
-                    None => std::future::pending().await,
-                }
-            };
+            let read = pending_or(&mut reading);
+            let asked = pending_or(&mut asking);
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
@@ -204,7 +225,14 @@ impl Relay {
                     reading = None;
                     self.found(found)?;
                 }
+                recorded = asked => {
+                    asking = None;
+                    self.recorded(recorded);
+                }
                 _ = marks.tick() => {
+                    if asking.is_none() {
+                        asking = self.ask_recorded();
+                    }
                     self.take_leases().await;
                     self.advance(millis(self.options.lease_ms)).await;
                 }
@@ -234,10 +262,13 @@ impl Relay {
                 };
                 let nothing = Marks { epoch: place.epoch, ..Marks::default() };
                 match self.lanes.advance(&lane, nothing, &self.name, retry * 2).await {
-                    Ok(Advance::Leased { marks, .. }) => {
+                    Ok(Advance::Leased { marks, trimmed }) => {
                         tracing::info!(%lane, logged = marks.logged, seq = marks.seq, "relaying");
-                        let partition = place.partition;
-                        self.outbound.insert(lane, outbound(partition, secret, marks, now + retry));
+                        // From what the database lacks, not from `logged`: what Kafka lost since
+                        // it acknowledged it is sent again, and the rest is dropped as repeats.
+                        let sent = marks.recorded.max(trimmed);
+                        let outbound = outbound(place.partition, secret, marks, sent, now + retry);
+                        self.outbound.insert(lane, outbound);
                     }
                     Ok(Advance::Missing) if sale.phase.archived => {
                         self.gone.insert(lane);
@@ -250,28 +281,29 @@ impl Relay {
         self.metrics.lanes.set(self.outbound.len() as i64);
     }
 
-    /// Begins to read what has not been sent, from all lanes that have room for more.
-    fn read(&self) -> Option<Reading> {
+    /// Begins to read what has not been sent, from the lanes that have waited longest.
+    fn read(&mut self) -> Option<Reading> {
         let now = Instant::now();
-        let room = |outbound: &Outbound| {
-            outbound.rest_until <= now
-                && (outbound.unacknowledged() as usize) < self.options.in_flight_max
-        };
-        let from: Vec<_> = self
-            .outbound
-            .iter()
-            .filter(|(_, outbound)| room(outbound))
-            .take(LANES_A_READ)
-            .map(|(lane, outbound)| (lane.clone(), outbound.marks.epoch, outbound.sent))
-            .collect();
-        if from.is_empty() {
+        let in_flight: u64 = self.outbound.values().map(|outbound| outbound.in_flight_events).sum();
+        self.metrics.in_flight.set(in_flight as i64);
+        let room = self.options.in_flight_max.saturating_sub(in_flight as usize);
+        let mut lanes: Vec<_> =
+            self.outbound.iter_mut().filter(|(_, outbound)| outbound.rest_until <= now).collect();
+        if room == 0 || lanes.is_empty() {
             return None;
         }
-        let (lanes, options) = (self.lanes.clone(), self.options.clone());
-        let read = async move {
-            lanes.read_outboxes(&from, options.read_max, millis(options.poll_ms)).await
-        };
-        Some(read.boxed())
+        let wait = if lanes.len() > LANES_A_READ { 0 } else { self.options.poll_ms };
+        lanes.sort_by_key(|(_, outbound)| outbound.read_at);
+        lanes.truncate(LANES_A_READ);
+        let from: Vec<_> = lanes
+            .into_iter()
+            .map(|(lane, outbound)| {
+                outbound.read_at = now;
+                (lane.clone(), outbound.marks.epoch, outbound.sent)
+            })
+            .collect();
+        let (lanes, count) = (self.lanes.clone(), self.options.read_max.min(room));
+        Some(async move { lanes.read_outboxes(&from, count, millis(wait)).await }.boxed())
     }
 
     fn found(
@@ -286,8 +318,7 @@ impl Relay {
             }
             Err(error) => {
                 tracing::warn!(%error, "the outboxes could not be read");
-                let rest_until = Instant::now() + PAUSE;
-                self.outbound.values_mut().for_each(|outbound| outbound.rest_until = rest_until);
+                self.outbound.values_mut().for_each(Outbound::rest);
             }
         }
         Ok(())
@@ -303,7 +334,7 @@ impl Relay {
                 Err(error) => {
                     self.metrics.unreadable.inc();
                     tracing::error!(%lane, id = entry.0, %error, "an outbox entry cannot be read: the lane waits");
-                    outbound.rest_until = Instant::now() + PAUSE;
+                    outbound.rest();
                     return Ok(());
                 }
             };
@@ -314,6 +345,7 @@ impl Relay {
             }
             if first > outbound.sent + 1 {
                 // A read that was begun before a rewind: the next one starts where it must.
+                outbound.rest();
                 return Ok(());
             }
             let mut sent = Vec::with_capacity(events.len());
@@ -322,9 +354,9 @@ impl Relay {
                     Ok(delivery) => sent.push(delivery),
                     Err(fatal @ SendError::Fatal(_)) => return Err(RelayError::Producer(fatal)),
                     Err(error) => {
-                        tracing::warn!(%lane, %error, "Kafka's producer takes no more");
-                        outbound.rewind();
-                        self.metrics.rewinds.inc();
+                        // The entry is sent again whole: its first events are then repeats.
+                        tracing::debug!(%lane, %error, "Kafka's producer takes no more");
+                        outbound.rest();
                         return Ok(());
                     }
                 }
@@ -332,6 +364,7 @@ impl Relay {
             self.metrics.sent.inc_by(sent.len() as u64);
             outbound.sent = last;
             outbound.in_flight.push_back((last, false));
+            outbound.in_flight_events += sent.len() as u64;
             let (lane, generation) = (lane.clone(), outbound.generation);
             let delivery = async move {
                 let events = sent.len() as u64;
@@ -354,6 +387,7 @@ impl Relay {
         }
         match delivered.outcome {
             Ok(()) => {
+                outbound.in_flight_events -= delivered.events;
                 self.metrics.acknowledged.inc_by(delivered.events);
                 outbound.acknowledge(delivered.seq);
             }
@@ -367,9 +401,8 @@ impl Relay {
         Ok(())
     }
 
-    /// Asks the database what it has, and tells each lane that has something to learn.
+    /// Tells each lane that has something to learn how far it has got.
     async fn advance(&mut self, lease: Duration) {
-        self.copy_recorded().await;
         let now = Instant::now();
         let ending = lease < MARKS_INTERVAL;
         let due = |outbound: &Outbound| {
@@ -395,25 +428,38 @@ impl Relay {
         self.measure();
     }
 
-    async fn copy_recorded(&mut self) {
-        let behind: Vec<_> = self
+    /// Begins to ask the database how far it has got; one that is away must hold up nothing else.
+    fn ask_recorded(&self) -> Option<Asking> {
+        let lacking = |outbound: &Outbound| outbound.marks.recorded < outbound.marks.logged;
+        let lanes: Vec<_> = self
             .outbound
             .iter()
-            .filter(|(_, outbound)| outbound.marks.recorded < outbound.marks.logged)
+            .filter(|(_, outbound)| lacking(outbound))
             .map(|(lane, _)| lane.clone())
             .collect();
-        if behind.is_empty() {
-            return;
+        if lanes.is_empty() {
+            return None;
         }
-        match self.ledger.recorded_many(&behind).await {
+        let ledger = self.ledger.clone();
+        let ask = async move {
+            match tokio::time::timeout(ASK_MAX, ledger.recorded_many(&lanes)).await {
+                Ok(recorded) => recorded.map_err(|error| error.to_string()),
+                Err(_) => Err("no answer".to_owned()),
+            }
+        };
+        Some(ask.boxed())
+    }
+
+    fn recorded(&mut self, recorded: Result<HashMap<LaneId, u64>, String>) {
+        match recorded {
             Ok(recorded) => {
                 for (lane, seq) in recorded {
-                    if let Some(outbound) = self.outbound.get_mut(&lane) {
+                    if let Some(outbound) = self.outbound.get_mut(&lane).filter(|o| !o.behind) {
                         outbound.marks.recorded = outbound.marks.recorded.max(seq);
                     }
                 }
             }
-            Err(error) => tracing::debug!(%error, "the recorded marks could not be read"),
+            Err(error) => tracing::debug!(error, "the recorded marks could not be read"),
         }
     }
 
@@ -421,21 +467,41 @@ impl Relay {
         let Some(outbound) = self.outbound.get_mut(&lane) else { return };
         match answer {
             Ok(Advance::Leased { marks, .. }) => {
-                outbound.marks.seq = marks.seq;
                 // Another relay may have been further before this one had the lease.
+                let jump = marks.logged > outbound.sent.max(told.logged);
+                outbound.marks.seq = marks.seq;
                 outbound.marks.recorded = outbound.marks.recorded.max(marks.recorded);
-                if marks.logged > outbound.sent {
+                if jump {
                     outbound.marks.logged = marks.logged;
                     outbound.rewind();
                 }
+                outbound.behind = false;
                 outbound.told = told;
+                outbound.renew_at = Instant::now() + millis(self.options.lease_ms / 3);
+            }
+            Ok(Advance::Behind { marks }) => {
+                // What the lane does under those seqs now is sent all the same: the writer finds
+                // the fork and keeps it as dead letters. Only the marks stay, and so the outbox.
+                if !outbound.behind {
+                    tracing::error!(%lane, ?marks, ?told, "Redis has lost what it had answered");
+                    outbound.marks = marks;
+                    outbound.rewind();
+                    outbound.behind = true;
+                }
+                outbound.told = outbound.marks;
                 outbound.renew_at = Instant::now() + millis(self.options.lease_ms / 3);
             }
             Ok(lost) => {
                 tracing::info!(%lane, ?lost, "no longer relaying");
                 self.outbound.remove(&lane);
             }
-            Err(error) => tracing::debug!(%lane, %error, "a lane could not be told its marks"),
+            Err(error) => {
+                tracing::debug!(%lane, %error, "a lane could not be told its marks");
+                // Its lease has run out, and one lane that cannot be read fails the read of all.
+                if outbound.renew_at + millis(self.options.lease_ms) < Instant::now() {
+                    self.outbound.remove(&lane);
+                }
+            }
         }
     }
 
@@ -444,21 +510,39 @@ impl Relay {
             let behind = |o: &Outbound| o.marks.seq.max(o.sent).saturating_sub(of(&o.marks)) as i64;
             self.outbound.values().map(behind).sum()
         };
+        self.metrics.behind.set(self.outbound.values().filter(|o| o.behind).count() as i64);
         self.metrics.unlogged.set(sum(|marks| marks.logged));
         self.metrics.unrecorded.set(sum(|marks| marks.recorded));
     }
 }
 
-fn outbound(partition: i32, secret: Arc<IdSecret>, marks: Marks, renew_at: Instant) -> Outbound {
+fn outbound(
+    partition: i32,
+    secret: Arc<IdSecret>,
+    marks: Marks,
+    sent: u64,
+    renew_at: Instant,
+) -> Outbound {
     Outbound {
         partition,
         secret,
         marks,
-        sent: marks.logged,
+        sent,
         in_flight: VecDeque::new(),
+        in_flight_events: 0,
+        behind: false,
         generation: 0,
         told: marks,
         renew_at,
+        read_at: Instant::now(),
         rest_until: Instant::now(),
+    }
+}
+
+/// The outcome of what is under way, if anything is.
+async fn pending_or<T>(under_way: &mut Option<BoxFuture<'static, T>>) -> T {
+    match under_way {
+        Some(future) => future.await,
+        None => std::future::pending().await,
     }
 }

@@ -237,7 +237,7 @@ impl Config {
         range("kafka.replication", self.kafka.replication, 1, 10)?;
         let relay = &self.relay;
         range("relay.read_max", relay.read_max, 1, 10_000)?;
-        range("relay.in_flight_max", relay.in_flight_max, 1, 1_000_000)?;
+        range("relay.in_flight_max", relay.in_flight_max, 1, 150_000)?;
         range("relay.poll_ms", relay.poll_ms, 1, 10_000)?;
         range("relay.lease_ms", relay.lease_ms, 1_000, 60_000)?;
         let database = &self.database;

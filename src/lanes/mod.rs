@@ -37,7 +37,7 @@ use self::reply::{
     Stock,
 };
 use self::scripts::Scripts;
-use crate::config;
+use crate::config::{self, millis};
 use crate::domain::ids::{LaneId, OrderId};
 use crate::domain::order::Order;
 
@@ -83,6 +83,9 @@ pub enum Advance {
     Leased { marks: Marks, trimmed: u64 },
     /// Another relay has it.
     LeasedElsewhere,
+    /// Kafka or the database has events of the lane that it no longer has: Redis has lost what it
+    /// had answered. Nothing was done.
+    Behind { marks: Marks },
     /// The lane has this other epoch.
     Epoch { epoch: u32 },
     /// Redis has no such lane.
@@ -129,6 +132,8 @@ struct Shared {
     metrics: Metrics,
     /// Redis' memory is beyond its share: new orders are refused.
     nearly_full: AtomicBool,
+    /// How long a command may wait in its lane's queue.
+    queue_wait_max: Duration,
 }
 
 /// One lane's queue.
@@ -166,6 +171,7 @@ impl Lanes {
             options: options.clone(),
             metrics: Metrics::register(registry),
             nearly_full: AtomicBool::new(false),
+            queue_wait_max: millis(redis.response_timeout_ms),
         };
         Ok(Self { shared: Arc::new(shared), lanes: Arc::default(), combiners: TaskTracker::new() })
     }
@@ -260,7 +266,8 @@ impl Lanes {
     /// Puts a command into its lane's queue and waits for the answer.
     async fn submit(&self, lane: &LaneId, command: Command) -> Result<RawReply, LaneError> {
         let (answer, answered) = oneshot::channel();
-        self.enqueue(lane, Waiting { command, answer })?;
+        let send_by = Instant::now() + self.shared.queue_wait_max;
+        self.enqueue(lane, Waiting { command, answer, send_by })?;
         answered
             .await
             .unwrap_or_else(|_| Err(LaneError::Unknown("the lane's queue is gone".into())))
@@ -277,7 +284,9 @@ impl Lanes {
                     Err(LaneError::QueueFull)
                 }
                 Err(TrySendError::Closed(_)) => {
-                    Err(LaneError::Unknown("the lane's combiner ended".into()))
+                    // It can only have panicked: the next command gets a new one.
+                    lanes.remove(lane);
+                    Err(LaneError::Unavailable("the lane's combiner ended".into()))
                 }
             };
         }
@@ -359,20 +368,18 @@ impl Lanes {
         let number = |text: &str| {
             text.parse::<u64>().map_err(|_| LaneError::Protocol(format!("not a number: {text}")))
         };
-        let epoch = number(&epoch)? as u32;
+        let marks = Marks {
+            epoch: number(&epoch)? as u32,
+            seq: number(&seq)?,
+            logged: number(&logged)?,
+            recorded: number(&recorded)?,
+        };
         Ok(match outcome.as_str() {
             "missing" => Advance::Missing,
-            "epoch" => Advance::Epoch { epoch },
+            "epoch" => Advance::Epoch { epoch: marks.epoch },
             "leased" => Advance::LeasedElsewhere,
-            "ok" => Advance::Leased {
-                marks: Marks {
-                    epoch,
-                    seq: number(&seq)?,
-                    logged: number(&logged)?,
-                    recorded: number(&recorded)?,
-                },
-                trimmed: number(&trimmed)?,
-            },
+            "behind" => Advance::Behind { marks },
+            "ok" => Advance::Leased { marks, trimmed: number(&trimmed)? },
             other => return Err(LaneError::Protocol(other.to_owned())),
         })
     }

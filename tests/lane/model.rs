@@ -119,8 +119,11 @@ impl Model {
     /// The relay's word on how far Kafka and the database have got.
     pub fn advance(&mut self, logged: u64, recorded: u64) {
         let marks = &mut self.marks;
-        marks.recorded = marks.recorded.max(recorded.min(marks.seq));
-        marks.logged = marks.logged.max(marks.recorded).max(logged.min(marks.seq));
+        if logged.max(recorded) > marks.seq {
+            return;
+        }
+        marks.recorded = marks.recorded.max(recorded);
+        marks.logged = marks.logged.max(marks.recorded).max(logged);
         let crowded = marks.seq - marks.recorded > self.outbox_max / 2;
         self.trimmed = self.trimmed.max(if crowded { marks.logged } else { marks.recorded });
     }

@@ -20,14 +20,14 @@ fn marks(seq: u64, logged: u64, recorded: u64) -> Marks {
 }
 
 #[tokio::test]
-async fn marks_only_rise_and_never_beyond_what_happened() {
+async fn marks_only_rise() {
     let sale = Sale::of(&[("phone", 9)]).await;
     held(sale.reserve("ann", "k", &[("phone", 1)]).await);
     for (logged, recorded, expected) in [
         (1, 0, marks(2, 1, 0)),
         (0, 0, marks(2, 1, 0)),
         (0, 1, marks(2, 1, 1)),
-        (99, 99, marks(2, 2, 2)),
+        (2, 2, marks(2, 2, 2)),
         (1, 1, marks(2, 2, 2)),
     ] {
         let trimmed = expected.recorded;
@@ -35,6 +35,19 @@ async fn marks_only_rise_and_never_beyond_what_happened() {
         assert_eq!(advance, Advance::Leased { marks: expected, trimmed });
         assert_eq!(sale.lanes.marks(&sale.lane).await.unwrap(), expected);
     }
+}
+
+#[tokio::test]
+async fn a_lane_behind_what_is_recorded_of_it_lets_go_of_nothing() {
+    let sale = Sale::of(&[("phone", 9)]).await;
+    held(sale.reserve("ann", "k", &[("phone", 1)]).await);
+    sale.advance("relay", 1, 0).await;
+    let before = crate::raw::dump(&sale.redis, &sale.keys()).await;
+    for (logged, recorded) in [(3, 0), (3, 3), (1, 3)] {
+        let advance = sale.advance("relay", logged, recorded).await;
+        assert_eq!(advance, Advance::Behind { marks: marks(2, 1, 0) });
+    }
+    assert_eq!(crate::raw::dump(&sale.redis, &sale.keys()).await, before);
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use holdfast::ledger::{Catalog, digest};
 use holdfast::relay::Relay;
 use holdfast::sweeper::Sweeper;
 use prometheus_client::registry::Registry;
+use redis::AsyncCommands;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -136,6 +137,38 @@ impl Pipeline {
         assert_eq!(self.stack.dead_letters().await, [""; 0]);
     }
 
+    async fn redis(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(self.config.redis.url.as_str()).expect("a Redis URL");
+        client.get_multiplexed_async_connection().await.expect("Redis")
+    }
+
+    /// All of the lane as Redis has it now.
+    async fn image(&self) -> Vec<(String, Vec<u8>)> {
+        let mut redis = self.redis().await;
+        let pattern = format!("hf1:{{{}}}:*", self.lane);
+        let keys: Vec<String> = redis.keys(pattern).await.expect("keys");
+        assert!(!keys.is_empty());
+        let mut image = Vec::new();
+        for key in keys {
+            let value = redis::cmd("DUMP").arg(&key).query_async(&mut redis).await.expect("a dump");
+            image.push((key, value));
+        }
+        image
+    }
+
+    /// Makes Redis forget what happened since, as after a crash with `appendfsync everysec`.
+    async fn restore(&self, image: &[(String, Vec<u8>)]) {
+        let mut redis = self.redis().await;
+        let pattern = format!("hf1:{{{}}}:*", self.lane);
+        let keys: Vec<String> = redis.keys(pattern).await.expect("keys");
+        let mut pipe = redis::pipe();
+        pipe.atomic().del(keys).ignore();
+        for (key, value) in image {
+            pipe.cmd("RESTORE").arg(key).arg(0).arg(value).ignore();
+        }
+        pipe.exec_async(&mut redis).await.expect("restored");
+    }
+
     async fn outbox_entries(&self) -> usize {
         let wait = Duration::from_millis(1);
         let from = [(self.lane.clone(), 0, 0)];
@@ -177,6 +210,31 @@ async fn a_relay_that_is_killed_is_followed_by_the_other_and_nothing_is_recorded
     let orders = "SELECT count(*) FROM orders WHERE status = 'held'";
     assert_eq!(pipeline.stack.number(orders).await, 600);
     second.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_lost_what_is_recorded_keeps_what_it_holds_since_and_the_fork_is_told() {
+    let pipeline = Pipeline::new("behind", 300).await;
+    let image = pipeline.image().await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    pipeline.hold(50).await;
+    pipeline.until_recorded().await;
+    relay.stop().await;
+
+    pipeline.restore(&image).await;
+    let relay = pipeline.relay();
+    pipeline.hold(10).await;
+    until("the fork is told", || async { pipeline.stack.dead_letters().await.len() >= 10 }).await;
+    assert!(pipeline.stack.dead_letters().await.iter().all(|reason| reason == "fork"));
+    assert_eq!(pipeline.stack.number("SELECT count(*) FROM orders").await, 50);
+    let from = [(pipeline.lane.clone(), 1, 1)];
+    let kept = pipeline.lanes.read_outboxes(&from, 1_000, Duration::ZERO).await.expect("an outbox");
+    let events = kept.iter().flat_map(|(_, entries)| entries).count();
+    assert!(events > 0, "what only Redis has of these orders is not trimmed");
+    let marks = pipeline.lanes.marks(&pipeline.lane).await.expect("marks");
+    assert!(marks.recorded < marks.seq, "no order is told to be recorded: {marks:?}");
+    relay.stop().await;
     writer.stop().await;
 }
 
