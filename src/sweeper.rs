@@ -20,6 +20,7 @@ use crate::config::{self, millis};
 use crate::domain::ids::LaneId;
 use crate::domain::sale::State;
 use crate::domain::time::Timestamp;
+use crate::lanes::reply::Stamped;
 use crate::lanes::{LaneError, Lanes};
 use crate::ledger::{Catalog, Sale};
 
@@ -84,16 +85,18 @@ impl Sweeper {
         let mut gone = HashSet::new();
         let mut archive_at = Instant::now();
         while !shutdown.is_cancelled() {
-            let sales = self.catalog.sales();
-            self.sweep_due(&sales, &gone, &mut schedule).await;
-            if Instant::now() >= archive_at {
-                self.archive(&sales, &mut gone).await;
-                self.lanes.prune();
-                archive_at = Instant::now() + millis(self.options.archive_check_ms);
-            }
+            let round = async {
+                let sales = self.catalog.sales();
+                self.sweep_due(&sales, &gone, &mut schedule).await;
+                if Instant::now() >= archive_at {
+                    self.archive(&sales, &mut gone).await;
+                    archive_at = Instant::now() + millis(self.options.archive_check_ms);
+                }
+                tokio::time::sleep(ROUND).await;
+            };
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = tokio::time::sleep(ROUND) => {}
+                () = round => {}
             }
         }
     }
@@ -119,17 +122,21 @@ impl Sweeper {
         schedule.extend(swept);
     }
 
-    /// Ends all that is due in a lane; returns when to look again.
+    /// Ends what one call can of what is due in a lane; returns when to look again: at once where
+    /// more is due, but after the other lanes.
     async fn sweep(&self, lane: &LaneId, due_at: Instant) -> Instant {
         let asked = Instant::now();
-        match self.sweep_calls(lane).await {
-            Ok((ended, next)) => {
-                if ended > 0 {
+        match self.lanes.expire(lane, self.options.batch_max).await {
+            Ok(Stamped { now, outcome, .. }) => {
+                if outcome.count > 0 {
                     let lateness = asked.saturating_duration_since(due_at);
                     self.metrics.lateness_seconds.observe(lateness.as_secs_f64());
-                    self.metrics.expired.inc_by(ended);
+                    self.metrics.expired.inc_by(outcome.count);
                 }
-                asked + next
+                let next = outcome.next_deadline.map_or(LOOK_AFTER, |next| {
+                    millis((next.millis() - now.millis()).max(0).unsigned_abs())
+                });
+                if outcome.more { asked } else { asked + next.min(LOOK_AFTER) }
             }
             // The lane of a sale that is being archived or defined right now.
             Err(LaneError::Missing) => asked + LOOK_AFTER,
@@ -137,20 +144,6 @@ impl Sweeper {
                 self.metrics.failures.inc();
                 tracing::warn!(%lane, %error, "a lane could not be swept");
                 asked + LOOK_AFTER
-            }
-        }
-    }
-
-    async fn sweep_calls(&self, lane: &LaneId) -> Result<(u64, Duration), LaneError> {
-        let mut ended = 0;
-        loop {
-            let swept = self.lanes.expire(lane, self.options.batch_max).await?;
-            ended += swept.outcome.count;
-            if !swept.outcome.more {
-                let wait = swept.outcome.next_deadline.map_or(LOOK_AFTER, |next| {
-                    millis((next.millis() - swept.now.millis()).max(0).unsigned_abs())
-                });
-                return Ok((ended, wait.min(LOOK_AFTER)));
             }
         }
     }

@@ -30,6 +30,7 @@ pub async fn run(watched: Watched) -> anyhow::Result<()> {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        watched.lanes.prune();
         let (redis, kafka, database) = tokio::join!(
             redis(&watched, &mut warned),
             answer(watched.producer.ping(PATIENCE)),

@@ -42,6 +42,8 @@ const FIXED: [(&str, &str); 9] = [
 fn client(config: &Kafka, ours: &[(&str, &str)]) -> Result<ClientConfig, BusError> {
     let mut client = ClientConfig::new();
     client.set("bootstrap.servers", &config.brokers).set("client.id", "holdfast");
+    // A topic that a question creates would have one partition; `topic` makes it as it must be.
+    client.set("allow.auto.create.topics", "false");
     for (name, value) in ours {
         client.set(*name, *value);
     }
