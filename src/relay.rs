@@ -12,7 +12,7 @@
 //! what is sent twice the writer drops by its seq. A delivery that fails rewinds the lane to
 //! `logged`. The lease keeps two relays from sending the same lane; it only saves double work.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,7 @@ struct Metrics {
     lanes: Gauge,
     behind: Gauge,
     in_flight: Gauge,
+    outbox_events: Gauge,
     unlogged: Gauge,
     unrecorded: Gauge,
 }
@@ -63,6 +64,7 @@ impl Metrics {
             lanes: Gauge::default(),
             behind: Gauge::default(),
             in_flight: Gauge::default(),
+            outbox_events: Gauge::default(),
             unlogged: Gauge::default(),
             unrecorded: Gauge::default(),
         };
@@ -83,6 +85,11 @@ impl Metrics {
             "Events on their way to Kafka; at most relay.in_flight_max",
             m.in_flight.clone(),
         );
+        registry.register(
+            "outbox_events",
+            "Events in the fullest outbox of these lanes; at lanes.outbox_events_max it is full",
+            m.outbox_events.clone(),
+        );
         registry.register("unlogged", "Events that Kafka does not have yet", m.unlogged.clone());
         registry.register(
             "unrecorded",
@@ -99,6 +106,8 @@ struct Outbound {
     secret: Arc<IdSecret>,
     /// What the lane said of itself at the last advance, `logged` as high as Kafka acknowledged.
     marks: Marks,
+    /// Up to where the outbox was trimmed.
+    trimmed: u64,
     /// The last event handed to the producer.
     sent: u64,
     /// Entries on their way: the seq each ends with, and whether it was acknowledged.
@@ -142,6 +151,14 @@ impl Outbound {
     }
 }
 
+/// What becomes of a lane's lease when it is told its marks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lease {
+    Renew,
+    /// The next relay need not wait for it to run out.
+    GiveBack,
+}
+
 /// One entry's delivery: its lane, the generation and seq it belongs to, and how it ended.
 struct Delivery {
     lane: LaneId,
@@ -176,8 +193,6 @@ pub struct Relay {
     deliveries: FuturesUnordered<BoxFuture<'static, Delivery>>,
     /// When to try for the lease of a lane again.
     retry_at: HashMap<LaneId, Instant>,
-    /// Lanes of archived sales that have left Redis.
-    gone: HashSet<LaneId>,
 }
 
 impl Relay {
@@ -200,7 +215,6 @@ impl Relay {
             outbound: HashMap::new(),
             deliveries: FuturesUnordered::new(),
             retry_at: HashMap::new(),
-            gone: HashSet::new(),
         }
     }
 
@@ -234,15 +248,14 @@ impl Relay {
                         asking = self.ask_recorded();
                     }
                     self.take_leases().await;
-                    self.advance(millis(self.options.lease_ms)).await;
+                    self.advance(Lease::Renew).await;
                 }
             }
         }
         while let Some(delivered) = self.deliveries.next().await {
             self.delivered(delivered)?;
         }
-        // A lease of a moment: the next relay need not wait for it to run out.
-        self.advance(Duration::from_millis(1)).await;
+        self.advance(Lease::GiveBack).await;
         Ok(())
     }
 
@@ -250,10 +263,10 @@ impl Relay {
     async fn take_leases(&mut self) {
         let now = Instant::now();
         let retry = millis(self.options.lease_ms / 2);
-        for sale in self.catalog.sales() {
+        for sale in self.catalog.sales().iter().filter(|sale| !sale.phase.archived) {
             for (lane, place) in sale.lane_ids().zip(&sale.lanes) {
                 let waits = self.retry_at.get(&lane).is_some_and(|at| *at > now);
-                if waits || self.outbound.contains_key(&lane) || self.gone.contains(&lane) {
+                if waits || self.outbound.contains_key(&lane) {
                     continue;
                 }
                 self.retry_at.insert(lane.clone(), now + retry);
@@ -264,14 +277,9 @@ impl Relay {
                 match self.lanes.advance(&lane, nothing, &self.name, retry * 2).await {
                     Ok(Advance::Leased { marks, trimmed }) => {
                         tracing::info!(%lane, logged = marks.logged, seq = marks.seq, "relaying");
-                        // From what the database lacks, not from `logged`: what Kafka lost since
-                        // it acknowledged it is sent again, and the rest is dropped as repeats.
-                        let sent = marks.recorded.max(trimmed);
-                        let outbound = outbound(place.partition, secret, marks, sent, now + retry);
+                        let renew_at = now + retry;
+                        let outbound = outbound(place.partition, secret, marks, trimmed, renew_at);
                         self.outbound.insert(lane, outbound);
-                    }
-                    Ok(Advance::Missing) if sale.phase.archived => {
-                        self.gone.insert(lane);
                     }
                     Ok(other) => tracing::debug!(%lane, ?other, "no lease"),
                     Err(error) => tracing::warn!(%lane, %error, "no lease"),
@@ -402,12 +410,15 @@ impl Relay {
     }
 
     /// Tells each lane that has something to learn how far it has got.
-    async fn advance(&mut self, lease: Duration) {
+    async fn advance(&mut self, lease: Lease) {
         let now = Instant::now();
-        let ending = lease < MARKS_INTERVAL;
+        let duration = match lease {
+            Lease::Renew => millis(self.options.lease_ms),
+            Lease::GiveBack => Duration::from_millis(1),
+        };
         let due = |outbound: &Outbound| {
             let (told, marks) = (&outbound.told, &outbound.marks);
-            ending
+            lease == Lease::GiveBack
                 || told.logged < marks.logged
                 || told.recorded < marks.recorded
                 || outbound.renew_at <= now
@@ -419,7 +430,7 @@ impl Relay {
             .map(|(lane, outbound)| (lane.clone(), outbound.marks))
             .collect();
         let answers = join_all(told.iter().map(|(lane, marks)| async {
-            let answer = self.lanes.advance(lane, *marks, &self.name, lease).await;
+            let answer = self.lanes.advance(lane, *marks, &self.name, duration).await;
             (lane.clone(), *marks, answer)
         }));
         for (lane, marks, answer) in answers.await {
@@ -466,7 +477,8 @@ impl Relay {
     fn advanced(&mut self, lane: LaneId, told: Marks, answer: Result<Advance, LaneError>) {
         let Some(outbound) = self.outbound.get_mut(&lane) else { return };
         match answer {
-            Ok(Advance::Leased { marks, .. }) => {
+            Ok(Advance::Leased { marks, trimmed }) => {
+                outbound.trimmed = trimmed;
                 // Another relay may have been further before this one had the lease.
                 let jump = marks.logged > outbound.sent.max(told.logged);
                 outbound.marks.seq = marks.seq;
@@ -510,6 +522,8 @@ impl Relay {
             let behind = |o: &Outbound| o.marks.seq.max(o.sent).saturating_sub(of(&o.marks)) as i64;
             self.outbound.values().map(behind).sum()
         };
+        let kept = self.outbound.values().map(|o| o.marks.seq.saturating_sub(o.trimmed) as i64);
+        self.metrics.outbox_events.set(kept.max().unwrap_or(0));
         self.metrics.behind.set(self.outbound.values().filter(|o| o.behind).count() as i64);
         self.metrics.unlogged.set(sum(|marks| marks.logged));
         self.metrics.unrecorded.set(sum(|marks| marks.recorded));
@@ -520,14 +534,17 @@ fn outbound(
     partition: i32,
     secret: Arc<IdSecret>,
     marks: Marks,
-    sent: u64,
+    trimmed: u64,
     renew_at: Instant,
 ) -> Outbound {
     Outbound {
         partition,
         secret,
         marks,
-        sent,
+        trimmed,
+        // From what the database lacks, not from `logged`: what Kafka lost since it acknowledged
+        // it is sent again, and the rest is dropped as repeats.
+        sent: marks.recorded.max(trimmed),
         in_flight: VecDeque::new(),
         in_flight_events: 0,
         behind: false,

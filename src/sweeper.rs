@@ -52,7 +52,7 @@ impl Metrics {
         registry.register("expired", "Holds ended because they were overdue", m.expired.clone());
         registry.register(
             "lateness_seconds",
-            "How long after a lane's next deadline it was swept",
+            "How long after its deadline the earliest hold was ended that a sweep found",
             m.lateness_seconds.clone(),
         );
         registry.register("archived", "Lanes taken out of Redis", m.archived.clone());
@@ -87,12 +87,14 @@ impl Sweeper {
         while !shutdown.is_cancelled() {
             let round = async {
                 let sales = self.catalog.sales();
-                self.sweep_due(&sales, &gone, &mut schedule).await;
+                let more = self.sweep_due(&sales, &gone, &mut schedule).await;
                 if Instant::now() >= archive_at {
                     self.archive(&sales, &mut gone).await;
                     archive_at = Instant::now() + millis(self.options.archive_check_ms);
                 }
-                tokio::time::sleep(ROUND).await;
+                if !more {
+                    tokio::time::sleep(ROUND).await;
+                }
             };
             tokio::select! {
                 () = shutdown.cancelled() => {}
@@ -101,36 +103,40 @@ impl Sweeper {
         }
     }
 
+    /// Sweeps the lanes whose turn has come; says whether one has more that is due.
     async fn sweep_due(
         &self,
         sales: &[Arc<Sale>],
         gone: &HashSet<LaneId>,
         schedule: &mut HashMap<LaneId, Instant>,
-    ) {
+    ) -> bool {
         let now = Instant::now();
-        let lanes: HashSet<LaneId> = sales.iter().flat_map(|sale| sale.lane_ids()).collect();
+        let live = sales.iter().filter(|sale| !sale.phase.archived);
+        let lanes: HashSet<LaneId> = live.flat_map(|sale| sale.lane_ids()).collect();
         schedule.retain(|lane, _| lanes.contains(lane));
         let due = lanes.into_iter().filter_map(|lane| {
             let at = *schedule.get(&lane).unwrap_or(&now);
-            (at <= now && !gone.contains(&lane)).then_some((lane, at))
+            (at <= now && !gone.contains(&lane)).then_some(lane)
         });
-        let swept = stream::iter(due).map(|(lane, at)| async move {
-            let next = self.sweep(&lane, at).await;
+        let swept = stream::iter(due).map(|lane| async move {
+            let next = self.sweep(&lane).await;
             (lane, next)
         });
         let swept: Vec<_> = swept.buffer_unordered(LANES_AT_ONCE).collect().await;
+        let more = swept.iter().any(|(_, next)| *next <= Instant::now());
         schedule.extend(swept);
+        more
     }
 
     /// Ends what one call can of what is due in a lane; returns when to look again: at once where
     /// more is due, but after the other lanes.
-    async fn sweep(&self, lane: &LaneId, due_at: Instant) -> Instant {
+    async fn sweep(&self, lane: &LaneId) -> Instant {
         let asked = Instant::now();
         match self.lanes.expire(lane, self.options.batch_max).await {
             Ok(Stamped { now, outcome, .. }) => {
-                if outcome.count > 0 {
-                    let lateness = asked.saturating_duration_since(due_at);
-                    self.metrics.lateness_seconds.observe(lateness.as_secs_f64());
+                if let Some(first) = outcome.first_deadline {
+                    let late_ms = (now.millis() - first.millis()) as f64;
+                    self.metrics.lateness_seconds.observe(late_ms / 1000.0);
                     self.metrics.expired.inc_by(outcome.count);
                 }
                 let next = outcome.next_deadline.map_or(LOOK_AFTER, |next| {

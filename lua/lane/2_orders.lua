@@ -205,27 +205,29 @@ function decide.cancel(command)
   return 'cancelled ' .. record(order)
 end
 
--- Outcome: expired HOW-MANY MORE NEXT; MORE is 1 where more is due, else NEXT is the next deadline
--- (ms), or empty. The one look at the deadlines serves all such commands of a call.
+-- Outcome: expired HOW-MANY FIRST MORE NEXT; FIRST is the earliest deadline (ms) of those it ended, or
+-- empty; MORE is 1 where more is due, else NEXT is the next deadline, or empty. The one look at the
+-- deadlines serves all such commands of a call.
 function decide.expire()
-  local ended = 0
+  local ended, first = 0, nil
   for _, key in ipairs(due_keys) do
     local order = orders[key]
     -- Paid or cancelled since, or ended by the command before: its deadline no longer matters.
     if order and order.status == 'h' and order.expires <= math.min(now, caller_now) then
       settle(order, 'available')
       step(order, 'expired', 'e', 's', '')
-      ended = ended + 1
+      ended, first = ended + 1, math.min(first or order.expires, order.expires)
     end
   end
+  local expired = 'expired ' .. text(ended) .. ' ' .. (first and text(first) or '')
   if due_more then
-    return 'expired ' .. text(ended) .. ' 1 '
+    return expired .. ' 1 '
   end
   local soonest = next_deadline
   for at in pairs(deadlines) do -- of holds that came before in this call
     soonest = math.min(soonest or at, at)
   end
-  return 'expired ' .. text(ended) .. ' 0 ' .. (soonest and text(soonest) or '')
+  return expired .. ' 0 ' .. (soonest and text(soonest) or '')
 end
 
 -- Outcomes: unknown, order RECORD.

@@ -66,7 +66,7 @@ impl Metrics {
         );
         registry.register(
             "clock_skew_milliseconds",
-            "Redis' clock minus this process' at the last sweep",
+            "By how much Redis' clock is at least ahead of this process', or behind: negative",
             m.clock_skew_ms.clone(),
         );
         metrics

@@ -225,9 +225,12 @@ impl Lanes {
     /// Ends overdue holds, by this process' clock and Redis', until `max` are found or no more are
     /// due; those that one call took with the same deadline end together, even beyond `max`.
     pub async fn expire(&self, lane: &LaneId, max: usize) -> Result<Stamped<Expired>, LaneError> {
+        let sent_ms = Utc::now().timestamp_millis();
         let expired = read(self.submit(lane, Command::Expire { max }).await?, reply::expired)?;
-        let skew = expired.now.millis() - Utc::now().timestamp_millis();
-        self.shared.metrics.clock_skew_ms.set(skew);
+        // The lane read its clock between these two: only beyond them is it apart from ours.
+        let earliest = expired.now.millis() - Utc::now().timestamp_millis();
+        let latest = expired.now.millis() - sent_ms;
+        self.shared.metrics.clock_skew_ms.set(if earliest > 0 { earliest } else { latest.min(0) });
         Ok(expired)
     }
 

@@ -143,6 +143,8 @@ pub enum Phased {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expired {
     pub count: u64,
+    /// The earliest deadline of those that were ended.
+    pub first_deadline: Option<Timestamp>,
     /// More is due than one call ends.
     pub more: bool,
     pub next_deadline: Option<Timestamp>,
@@ -391,8 +393,13 @@ pub fn archived(reply: &str) -> Result<bool, ReplyError> {
 
 pub fn expired(reply: &str) -> Result<Expired, ReplyError> {
     let ("expired", rest) = outcome(reply) else { return Err(bad(reply)) };
-    let [count, more, next] = fields::<3>(rest)?;
-    Ok(Expired { count: number(count)?, more: more == "1", next_deadline: optional_time(next)? })
+    let [count, first, more, next] = fields::<4>(rest)?;
+    Ok(Expired {
+        count: number(count)?,
+        first_deadline: optional_time(first)?,
+        more: more == "1",
+        next_deadline: optional_time(next)?,
+    })
 }
 
 pub fn stock(reply: &str) -> Result<Stock, ReplyError> {

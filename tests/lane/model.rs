@@ -375,17 +375,18 @@ impl Model {
             self.deadlines.drain(..).partition(|(deadline, _)| *deadline <= due_at);
         self.deadlines = later;
         due.sort_by_key(|(deadline, key)| (*deadline, at.ended.iter().position(|k| k == key)));
-        let mut count = 0;
-        for (_, key) in due {
+        let (mut count, mut first_deadline) = (0, None);
+        for (deadline, key) in due {
             let entry = self.orders.get_mut(&key).expect("a deadline is some order's");
             if entry.order.status == Status::Held {
                 entry.order.status = Status::Expired;
                 let entry = entry.clone();
                 self.step(entry, Some(Status::Held), at.now, Cause::Sweeper, (None, None));
                 count += 1;
+                first_deadline = first_deadline.or(Some(deadline));
             }
         }
-        Expired { count, more: false, next_deadline: self.deadlines().min() }
+        Expired { count, first_deadline, more: false, next_deadline: self.deadlines().min() }
     }
 
     fn stock(&self) -> Stock {
