@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use holdfast::app::{self, Role};
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let config = Config::load(cli.config.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         match cli.command {
             Command::Serve { roles } => app::serve(config, &roles).await,
             Command::Migrate => app::migrate(&config).await,
@@ -95,5 +96,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 Ok(())
             }
         }
-    })
+    });
+    // What blocks is a question to Kafka that nobody waits for any more.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    outcome
 }

@@ -17,7 +17,8 @@ use prometheus_client::registry::Registry;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
@@ -36,13 +37,14 @@ use crate::telemetry::health::{Condition, Health, Part};
 use crate::telemetry::log;
 use crate::writer::{Writer, WriterMetrics};
 
-/// How long an unreachable server is left alone before it is tried again; it doubles up to the
-/// second.
+/// How long an unreachable server is left alone before it is tried again: at first, and at most,
+/// after doubling.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// How long each role may take to end, after those before it: with the listeners' own time-out
-/// this stays below the ten seconds that supervisors commonly wait.
+/// How long each role may take to end, after those before it.
 const ROLE_END_MAX: Duration = Duration::from_millis(1_500);
+/// ... and all of it together: below the ten seconds that supervisors commonly wait.
+const END_MAX: Duration = Duration::from_secs(9);
 
 /// A part of the service that can run in a process of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -150,8 +152,8 @@ impl Service {
         // Whoever needs the schema or the topic waits for these.
         let (migrated, topic) = (watch::Sender::new(false), watch::Sender::new(false));
         let mut roles = self.spawn_roles(wanted, &stages, &migrated, &topic).await?;
-        let inner = self.spawn_inner().await?;
         let mut background = self.spawn_background(&stages, migrated, topic);
+        background.spawn(self.inner_listener().await?);
 
         let failure = tokio::select! {
             () = signals.next() => None,
@@ -166,7 +168,6 @@ impl Service {
         self.drain(&stages, &mut roles).await;
         stages.rest.cancel();
         background.shutdown().await;
-        inner.abort();
         tracing::info!("ended");
         failure.map_or(Ok(()), Err)
     }
@@ -252,17 +253,17 @@ impl Service {
     }
 
     /// The listener for the inside; it answers until the very end.
-    async fn spawn_inner(&mut self) -> anyhow::Result<JoinHandle<()>> {
+    async fn inner_listener(
+        &mut self,
+    ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
         let registry = Arc::new(std::mem::take(&mut self.registry));
         let router = http::inner_router(self.health.clone(), registry);
         let listener = listen("http.inner_listen", self.config.http.inner_listen).await?;
         let options = ServeOptions::new(&self.config.http);
-        Ok(tokio::spawn(async move {
-            let never = CancellationToken::new();
-            if let Err(error) = http::serve(listener, router, options, never).await {
-                tracing::error!(%error, "the inner listener ended");
-            }
-        }))
+        let never = CancellationToken::new();
+        Ok(async move {
+            http::serve(listener, router, options, never).await.context("the inner listener")
+        })
     }
 
     /// Connections, the catalog and the watch over servers. One that ends with an error ends the
@@ -294,19 +295,22 @@ impl Service {
     }
 
     async fn drain(&self, stages: &Stages, roles: &mut Roles) {
-        let listeners = millis(self.config.http.drain_timeout_ms) + ROLE_END_MAX;
+        let end = Instant::now() + END_MAX;
+        let within = |most: Duration| end.min(Instant::now() + most);
         stages.front.cancel();
-        roles.end(listeners, &[Role::Api, Role::Sweeper]).await;
-        if tokio::time::timeout(ROLE_END_MAX, self.lanes.drain()).await.is_err() {
+        let listeners = millis(self.config.http.drain_timeout_ms) + ROLE_END_MAX;
+        roles.end(within(listeners), &[Role::Api, Role::Sweeper]).await;
+        if timeout_at(within(ROLE_END_MAX), self.lanes.drain()).await.is_err() {
             tracing::warn!("commands were still queued for lanes; their callers got no answer");
         }
         stages.relay.cancel();
-        roles.end(ROLE_END_MAX, &[Role::Relay]).await;
-        if let Err(error) = self.producer.flush(ROLE_END_MAX / 3).await {
+        roles.end(within(ROLE_END_MAX), &[Role::Relay]).await;
+        let flush_max = within(ROLE_END_MAX / 3) - Instant::now();
+        if let Err(error) = self.producer.flush(flush_max).await {
             tracing::warn!(%error, "not all events reached Kafka; the next relay sends them");
         }
         stages.writer.cancel();
-        roles.end(ROLE_END_MAX, &[Role::Writer]).await;
+        roles.end(within(ROLE_END_MAX), &[Role::Writer]).await;
     }
 }
 
@@ -379,8 +383,8 @@ impl Roles {
         }
     }
 
-    /// Waits until none of `these` runs any more, or `patience` is over.
-    async fn end(&mut self, patience: Duration, these: &[Role]) {
+    /// Waits until none of `these` runs any more, or `deadline` is there.
+    async fn end(&mut self, deadline: Instant, these: &[Role]) {
         let all = async {
             while self.left.iter().any(|role| these.contains(role)) {
                 match self.tasks.join_next().await {
@@ -395,7 +399,7 @@ impl Roles {
                 }
             }
         };
-        if tokio::time::timeout(patience, all).await.is_err() {
+        if timeout_at(deadline, all).await.is_err() {
             tracing::warn!(
                 ?these,
                 "did not end in time; nothing is lost, the next process goes on"

@@ -118,6 +118,23 @@ async fn kafka_away_for_a_while_stops_no_sale_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_the_service_in_time_though_kafka_is_away() {
+    let stack = PrivateStack::start();
+    let deployment = Deployment::new(stack.servers.clone()).await;
+    let service = deployment.serve().await;
+    let sale = service.define(100, json!({})).await;
+    assert_eq!(service.order(&sale, "u-1", "k", 1).await.status, StatusCode::CREATED);
+    stack.kill("kafka");
+    assert_eq!(service.order(&sale, "u-2", "k", 1).await.status, StatusCode::CREATED);
+    let (code, took) = service.terminate().await;
+    assert_eq!(code, Some(0));
+    assert!(took.as_secs() < 10, "{took:?}");
+    stack.start_again("kafka");
+    let service = deployment.serve().await;
+    assert_eq!(service.balanced_books(&sale).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn postgres_away_for_a_while_stops_no_sale_and_loses_nothing() {
     sells_on_without("postgres").await;
 }
