@@ -18,8 +18,8 @@ pub enum BusError {
     /// Somebody has to look: a wrong setting, a missing right.
     #[error("Kafka cannot do this: {0}")]
     Broken(rdkafka::error::KafkaError),
-    #[error("kafka.properties.{name}: {detail}")]
-    Property { name: String, detail: &'static str },
+    #[error("kafka.{name}: {detail}")]
+    Setting { name: String, detail: String },
 }
 
 /// What `kafka.properties` may not change, and where else it is set or why it must stay.
@@ -38,7 +38,7 @@ const FIXED: [(&str, &str); 9] = [
 /// The connection's settings: ours where nothing else is said, then the operator's.
 ///
 /// # Errors
-/// [`BusError::Property`] for a setting that keeps events safe.
+/// [`BusError::Setting`] for a setting that keeps events safe.
 fn client(config: &Kafka, ours: &[(&str, &str)]) -> Result<ClientConfig, BusError> {
     let mut client = ClientConfig::new();
     client.set("bootstrap.servers", &config.brokers).set("client.id", "holdfast");
@@ -50,7 +50,8 @@ fn client(config: &Kafka, ours: &[(&str, &str)]) -> Result<ClientConfig, BusErro
     for (name, value) in &config.properties {
         let canonical = name.to_ascii_lowercase();
         if let Some((_, detail)) = FIXED.iter().find(|(fixed, _)| *fixed == canonical) {
-            return Err(BusError::Property { name: name.clone(), detail });
+            let (name, detail) = (format!("properties.{name}"), (*detail).to_owned());
+            return Err(BusError::Setting { name, detail });
         }
         client.set(name, value);
     }

@@ -37,7 +37,12 @@ pub async fn prepare(config: &Kafka) -> Result<Vec<String>, BusError> {
         None => return Err(BusError::Unavailable(KafkaError::NoMessageReceived)),
     };
     let (partitions, replication) = layout(admin, &config.topic).await?;
-    Ok(warnings(config, &settings, partitions, replication))
+    // Lanes are spread over kafka.partitions: events for one that is not there would never leave.
+    if partitions < usize::try_from(config.partitions).unwrap_or(0) {
+        let detail = format!("topic {} has only {partitions}", config.topic);
+        return Err(BusError::Setting { name: "partitions".into(), detail });
+    }
+    Ok(warnings(config, &settings, replication))
 }
 
 async fn create(admin: &AdminClient<DefaultClientContext>, config: &Kafka) -> Result<(), BusError> {
@@ -92,22 +97,11 @@ async fn layout(
     }
 }
 
-fn warnings(
-    config: &Kafka,
-    settings: &ConfigResource,
-    partitions: usize,
-    replication: usize,
-) -> Vec<String> {
+fn warnings(config: &Kafka, settings: &ConfigResource, replication: usize) -> Vec<String> {
     let text = |name| settings.get(name).and_then(|entry| entry.value.as_deref());
     let number = |name| text(name).and_then(|value| value.parse::<i64>().ok());
     let topic = &config.topic;
     let mut warnings = Vec::new();
-    let wanted = usize::try_from(config.partitions).unwrap_or(0);
-    if partitions < wanted {
-        warnings.push(format!(
-            "topic {topic} has {partitions} partitions, kafka.partitions says {wanted}: lanes share the fewer"
-        ));
-    }
     if text("cleanup.policy").is_some_and(|policy| policy.contains("compact")) {
         warnings.push(format!(
             "topic {topic} has cleanup.policy compact: it keeps one event a lane and loses the others"
