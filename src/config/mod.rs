@@ -68,6 +68,7 @@ pub struct Http {
     pub inner_listen: SocketAddr,
     pub header_timeout_ms: u64,
     pub body_timeout_ms: u64,
+    pub request_timeout_ms: u64,
     pub drain_timeout_ms: u64,
     pub view_age_max_ms: u64,
     pub recorded_timeout_ms: u64,
@@ -208,7 +209,8 @@ impl Config {
         let http = &self.http;
         range("http.header_timeout_ms", http.header_timeout_ms, 1, 60_000)?;
         range("http.body_timeout_ms", http.body_timeout_ms, 1, 60_000)?;
-        range("http.drain_timeout_ms", http.drain_timeout_ms, 0, 60_000)?;
+        range("http.drain_timeout_ms", http.drain_timeout_ms, 0, 5_000)?;
+        range("http.request_timeout_ms", http.request_timeout_ms, 1, 120_000)?;
         range("http.view_age_max_ms", http.view_age_max_ms, 0, 250)?;
         range("http.recorded_timeout_ms", http.recorded_timeout_ms, 1, 60_000)?;
         let admission = &self.admission;

@@ -1,5 +1,5 @@
 //! What belongs to one request, and the layer around all handlers: it takes up the trace, counts
-//! the client's address, and finishes the answer (a problem's body, rate-limit headers, metrics).
+//! the client's address, bounds the time, and finishes the answer (a problem's body, rate-limit headers, metrics).
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,6 +15,7 @@ use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
+use tokio::time::timeout;
 
 use super::Api;
 use super::problem::Problem;
@@ -87,9 +88,12 @@ pub async fn around(State(api): State<Api>, mut request: Request, next: Next) ->
     let route = request.extensions().get::<MatchedPath>().cloned();
     let about_orders = is_about_orders(request.uri().path());
 
-    let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    let mut response =
-        answer.unwrap_or_else(|_| Problem::internal(&"a handler panicked").into_response());
+    let answering = AssertUnwindSafe(next.run(request)).catch_unwind();
+    let mut response = match timeout(api.options.request_timeout, answering).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(_panic)) => Problem::internal(&"a handler panicked").into_response(),
+        Err(_) => Problem::outcome_unknown().into_response(),
+    };
     finish(&api, &mut response, &method, context.trace());
     if about_orders {
         let headers = response.headers_mut();

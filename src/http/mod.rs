@@ -51,6 +51,8 @@ use crate::telemetry::health::Health;
 pub struct Options {
     /// How long a body may take to arrive.
     pub body_timeout: Duration,
+    /// How long a request may take from its head to its answer.
+    pub request_timeout: Duration,
     /// How old the public view of a sale may be.
     pub view_age_max: Duration,
     /// How long an answer that waits for the database may wait.
@@ -63,6 +65,7 @@ impl Options {
     pub fn new(http: &config::Http, kafka: &config::Kafka) -> Self {
         Self {
             body_timeout: millis(http.body_timeout_ms),
+            request_timeout: millis(http.request_timeout_ms),
             view_age_max: millis(http.view_age_max_ms),
             recorded_timeout: millis(http.recorded_timeout_ms),
             partitions: kafka.partitions,

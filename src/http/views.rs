@@ -22,7 +22,7 @@ use super::{Answer, Api, cursor};
 use crate::domain::names::{SaleId, Sku};
 use crate::domain::sale::State as SaleState;
 use crate::domain::time::Timestamp;
-use crate::ledger::{Sale, SaleCursor};
+use crate::ledger::Sale;
 
 /// Views that are remembered at most.
 const REMEMBERED_MAX: u64 = 10_000;
@@ -148,9 +148,9 @@ impl Api {
     /// Sales in this state, newest first, behind the cursor: one more than asked for, if there is.
     async fn views(&self, asked: &ListSales) -> Result<Vec<(Arc<Sale>, SaleView)>, Problem> {
         let mut sales = self.catalog.sales();
-        // Archived is for good, so our copy knows; of the others only the lanes know for sure.
-        let archived = asked.state.map(|state| state == SaleState::Archived);
-        sales.retain(|sale| archived.is_none_or(|archived| archived == sale.phase.archived));
+        // Archived is for good, so our copy may say so; of the others only the lanes know.
+        let wants_archived = asked.state.is_none_or(|state| state == SaleState::Archived);
+        sales.retain(|sale| wants_archived || !sale.phase.archived);
         sales.sort_unstable_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
         if let Some(SaleCursor { created_at, id }) = &asked.cursor {
             sales.retain(|sale| (sale.created_at, &sale.id) < (*created_at, id));
@@ -220,6 +220,13 @@ pub async fn show(
     let _in_flight = api.enter()?;
     let seen = api.view(&names.sale_id()?).await?;
     Ok(answer(&headers, seen.body.clone(), seen.etag.clone()))
+}
+
+/// The last sale of a page: the next page begins after it.
+#[derive(Debug)]
+struct SaleCursor {
+    created_at: Timestamp,
+    id: SaleId,
 }
 
 /// Which sales to list.

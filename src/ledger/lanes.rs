@@ -41,12 +41,7 @@ struct EventRow {
 }
 
 impl Ledger {
-    /// How far a lane is recorded; `None` for a lane that was never made.
-    pub async fn recorded(&self, lane: &LaneId) -> Result<Option<u64>, LedgerError> {
-        Ok(self.recorded_many(std::slice::from_ref(lane)).await?.remove(lane))
-    }
-
-    /// The same for many lanes at once; one that was never made is left out.
+    /// How far lanes are recorded; one that was never made is left out.
     pub async fn recorded_many(
         &self,
         lanes: &[LaneId],

@@ -16,10 +16,12 @@ mod sales;
 
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::config::{Database, millis};
 
@@ -31,13 +33,15 @@ pub use keys::{ApiKey, Scope};
 pub use lanes::{LaneMark, RecordedEvent};
 pub use orders::{OrderCursor, OrderFilter};
 pub use parked::{Parked, ParkedKey, StoredRecord};
-pub use sales::{Sale, SaleCursor, SaleLane, SaleLock, digest};
+pub use sales::{Sale, SaleLane, SaleLock, digest};
 
 /// Longest that an open transaction may sit idle before the database ends it: a definition that
 /// waits for a lane which never answers must not hold its lock for ever.
 const IDLE_IN_TRANSACTION_MAX: &str = "60s";
 /// A schema name is put into SQL and connection options, so it is kept to what needs no escape.
 const SCHEMA_CHARS_MAX: usize = 63;
+/// Of a call's statements, how many may run into their time-out before the call is given up.
+const STATEMENTS_AT_THEIR_WORST: u32 = 3;
 
 /// What the database could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -108,13 +112,15 @@ impl<T, C> Page<T, C> {
 /// The handle on the database; clones share one pool. Connections are made when they are needed,
 /// so an unreachable database is an error of each call and never of the start.
 ///
-/// A call that opens a transaction must not be dropped half-way (sqlx can lose the connection):
-/// http spawns those.
+/// A call that opens a transaction must not be dropped half-way (sqlx can lose the connection),
+/// unless it hangs: http spawns those.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     pool: PgPool,
     options: PgConnectOptions,
     schema: String,
+    /// See [`Ledger::within_patience`].
+    patience: Duration,
     /// Definitions hold a connection while their lane is asked: at most a quarter of the pool.
     definitions: Arc<Semaphore>,
 }
@@ -143,8 +149,23 @@ impl Ledger {
             pool,
             options,
             schema: config.schema.clone(),
+            patience: millis(config.acquire_timeout_ms)
+                + STATEMENTS_AT_THEIR_WORST * millis(config.statement_timeout_ms),
             definitions: Arc::new(Semaphore::new(definitions)),
         })
+    }
+
+    /// Gives up on a call that is not answered at all: a server that vanished without a word would
+    /// hold it until TCP gives up, a quarter of an hour later. One that is merely slow ends its
+    /// statements itself before that.
+    pub async fn within_patience<T, E: From<LedgerError>>(
+        &self,
+        call: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        match timeout(self.patience, call).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(LedgerError::Unavailable("no answer".to_owned()).into()),
+        }
     }
 
     /// Asks whether the database answers, for readiness.

@@ -6,11 +6,11 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, Postgres, Transaction};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::row::{END_OF_TIME, bigint, corrupt, datetime, number, parse};
-use super::{Ledger, LedgerError, Page};
+use super::row::{bigint, corrupt, datetime, number, parse};
+use super::{Ledger, LedgerError};
 use crate::domain::ids::LaneId;
 use crate::domain::names::{KeyName, SaleId};
-use crate::domain::sale::{Definition, Phase, State};
+use crate::domain::sale::{Definition, Phase};
 use crate::domain::time::Timestamp;
 
 /// A sale that is defined: version 1 or higher.
@@ -44,13 +44,6 @@ pub struct SaleLane {
     /// Of the Kafka topic.
     pub partition: i32,
     pub epoch: u32,
-}
-
-/// The last sale of a page: the next page begins after it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SaleCursor {
-    pub created_at: Timestamp,
-    pub id: SaleId,
 }
 
 /// What tells definitions apart: BLAKE3 of the checked definition's JSON, in hex.
@@ -255,49 +248,6 @@ impl Ledger {
         .fetch_all(&self.pool)
         .await?;
         Ok(rows.into_iter().map(TryInto::try_into).collect())
-    }
-
-    /// Sales, newest first, ties by id; those of one state, as far as it is recorded at `now`,
-    /// where one is given.
-    pub async fn list_sales(
-        &self,
-        state: Option<State>,
-        now: Timestamp,
-        cursor: Option<&SaleCursor>,
-        limit: u32,
-    ) -> Result<Page<Sale, SaleCursor>, LedgerError> {
-        let before = cursor.map_or(END_OF_TIME, |cursor| datetime(cursor.created_at));
-        let before_id = cursor.map_or("", |cursor| cursor.id.as_str());
-        // The order of the cases is Phase::state_at's.
-        let rows = sqlx::query_as!(
-            SaleRow,
-            r#"SELECT s.sale_id, s.version, s.definition, s.digest, s.id_secret_version, s.paused,
-                 s.closed_at, s.archived_at, s.created_at,
-                 array_agg(l.lane ORDER BY l.lane) AS "lanes!",
-                 array_agg(l.partition ORDER BY l.lane) AS "partitions!",
-                 array_agg(l.epoch ORDER BY l.lane) AS "epochs!"
-             FROM sales s JOIN lanes l USING (sale_id)
-             WHERE s.version > 0
-               AND (s.created_at, s.sale_id) < ($1, $2)
-               AND ($3::text IS NULL OR $3 = CASE
-                 WHEN s.archived_at IS NOT NULL THEN 'archived'
-                 WHEN s.closed_at IS NOT NULL OR s.closes_at <= $4 THEN 'closed'
-                 WHEN s.paused THEN 'paused'
-                 WHEN s.opens_at > $4 THEN 'scheduled'
-                 ELSE 'open' END)
-             GROUP BY s.sale_id
-             ORDER BY s.created_at DESC, s.sale_id DESC LIMIT $5"#,
-            before,
-            before_id,
-            state.map(State::as_str),
-            datetime(now),
-            i64::from(limit) + 1
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        let sales = rows.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
-        let cursor = |sale: &Sale| SaleCursor { created_at: sale.created_at, id: sale.id.clone() };
-        Ok(Page::cut(sales, limit, cursor))
     }
 }
 

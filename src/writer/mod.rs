@@ -157,7 +157,7 @@ impl Writer {
         let mut held = Held::new();
         let mut backoff = Backoff::default();
         while let Some(task) = todo.pop_front() {
-            match self.attempt(&task).await {
+            match self.ledger.within_patience(self.attempt(&task)).await {
                 Ok(done) => {
                     backoff = Backoff::default();
                     self.metrics.paused.set(0);

@@ -8,8 +8,6 @@ use crate::support::{actor, definition, pool, unique, until};
 use futures_util::future::join_all;
 use holdfast::config;
 use holdfast::domain::names::{KeyName, SaleId};
-use holdfast::domain::sale::State;
-use holdfast::domain::time::Timestamp;
 use holdfast::ledger::catalog::CatalogMetrics;
 use holdfast::ledger::{Batch, Catalog, Ledger, LedgerError, OrderFilter, Scope};
 use sqlx::Row as _;
@@ -152,33 +150,6 @@ async fn definitions_of_one_sale_wait_for_each_other() {
     lock.commit_definition(2, &definition(2), &actor()).await.unwrap();
     assert_eq!(second.await.unwrap(), 2);
     assert_eq!(ledger.sale(&sale).await.unwrap().unwrap().definition, definition(2));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn sales_are_listed_by_state_in_pages_newest_first() {
-    let (ledger, database) = ledger("sales").await;
-    for number in 0..5 {
-        define(&ledger, &format!("s{number}"), 1).await;
-    }
-    ledger.begin_definition(&"unseen".parse().unwrap(), &[0], 1).await.unwrap();
-    let now = Timestamp::from_millis(1_800_000_000_000);
-    let (mut seen, mut cursor) = (Vec::new(), None);
-    loop {
-        let page = ledger.list_sales(Some(State::Open), now, cursor.as_ref(), 2).await.unwrap();
-        seen.extend(page.items.iter().map(|sale| sale.id.to_string()));
-        cursor = page.next;
-        if cursor.is_none() {
-            break;
-        }
-    }
-    assert_eq!(seen, ["s4", "s3", "s2", "s1", "s0"]);
-    sqlx::query("UPDATE sales SET paused = true WHERE sale_id = 's2'")
-        .execute(&pool(&database))
-        .await
-        .unwrap();
-    let paused = ledger.list_sales(Some(State::Paused), now, None, 9).await.unwrap();
-    assert_eq!(paused.items.len(), 1);
-    assert_eq!(ledger.list_sales(Some(State::Closed), now, None, 9).await.unwrap().items, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

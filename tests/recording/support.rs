@@ -151,9 +151,14 @@ impl Stack {
             .unwrap()
     }
 
+    /// How far a lane is recorded; `None` as well while the database does not say.
+    pub async fn recorded(&self, lane: &LaneId) -> Option<u64> {
+        self.ledger.recorded_many(std::slice::from_ref(lane)).await.ok()?.remove(lane)
+    }
+
     pub async fn until_recorded(&self, lane: &Lane, seq: u64) {
         until(&format!("{} is recorded up to {seq}", lane.id), || async {
-            matches!(self.ledger.recorded(&lane.id).await, Ok(Some(recorded)) if recorded >= seq)
+            self.recorded(&lane.id).await.is_some_and(|recorded| recorded >= seq)
         })
         .await;
     }
