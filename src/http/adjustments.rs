@@ -98,7 +98,7 @@ pub struct AdjustmentList {
 
 /// Changes a total; answered when the database has it.
 #[utoipa::path(
-    post, path = "/v1/sales/{sale_id}/stock/{sku}/adjustments", tag = "stock",
+    post, path = "/v1/sales/{sale_id}/stock/{sku}/adjustments", operation_id = "adjust_stock", tag = "stock",
     params(("sale_id" = SaleId, Path), ("sku" = Sku, Path),
         ("Idempotency-Key" = IdempotencyKey, Header, description = "Scoped to the sale, and kept for ever")),
     request_body = AdjustStock,
@@ -205,7 +205,7 @@ impl Parameters for ListAdjustments {
 
 /// The audit trail, newest first.
 #[utoipa::path(
-    get, path = "/v1/sales/{sale_id}/adjustments", tag = "stock",
+    get, path = "/v1/sales/{sale_id}/adjustments", operation_id = "list_adjustments", tag = "stock",
     params(("sale_id" = SaleId, Path), ListAdjustments),
     responses(
         (status = 200, description = "A page, ties by id", body = AdjustmentList),

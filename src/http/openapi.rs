@@ -55,7 +55,7 @@ pub fn document() -> OpenApi {
 }
 
 /// This document.
-#[utoipa::path(get, path = "/openapi.json", tag = "health",
+#[utoipa::path(get, path = "/openapi.json", operation_id = "show_document", tag = "health",
     responses((status = 200, description = "OpenAPI 3.1")))]
 pub async fn show(_caller: Anybody) -> Response {
     json(StatusCode::OK, &document())
@@ -171,6 +171,16 @@ mod tests {
             .map(|(method, path)| (*method, (*path).to_owned()))
             .collect();
         assert_eq!(described, routed);
+    }
+
+    #[test]
+    fn every_operation_has_a_name_of_its_own() {
+        let paths = document().paths.paths;
+        let operations = paths.values().flat_map(|item| [&item.get, &item.put, &item.post]);
+        let names = operations.flatten().map(|operation| operation.operation_id.as_deref());
+        let names: Vec<_> = names.collect();
+        let distinct: BTreeSet<_> = names.iter().flatten().collect();
+        assert_eq!(distinct.len(), names.len(), "{names:?}");
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub struct DefinitionView {
 
 /// Defines a sale, or defines it anew. The same again changes nothing.
 #[utoipa::path(
-    put, path = "/v1/sales/{sale_id}", tag = "sales",
+    put, path = "/v1/sales/{sale_id}", operation_id = "define_sale", tag = "sales",
     params(("sale_id" = SaleId, Path),
         ("If-Match" = Option<String>, Header, description = "The ETag of the version that this is to replace")),
     request_body = Definition,
@@ -269,7 +269,7 @@ impl IfMatch {
 
 /// A sale's definition.
 #[utoipa::path(
-    get, path = "/v1/sales/{sale_id}/definition", tag = "sales",
+    get, path = "/v1/sales/{sale_id}/definition", operation_id = "show_definition", tag = "sales",
     params(("sale_id" = SaleId, Path)),
     responses(
         (status = 200, description = "As it was defined last", body = DefinitionView,
@@ -292,7 +292,7 @@ pub async fn definition(
 
 /// Takes no orders until it is resumed; settling goes on.
 #[utoipa::path(
-    post, path = "/v1/sales/{sale_id}/pause", tag = "sales",
+    post, path = "/v1/sales/{sale_id}/pause", operation_id = "pause_sale", tag = "sales",
     params(("sale_id" = SaleId, Path)),
     responses(
         (status = 200, description = "The sale", body = SaleView),
@@ -312,7 +312,7 @@ pub async fn pause(
 
 /// Takes orders again.
 #[utoipa::path(
-    post, path = "/v1/sales/{sale_id}/resume", tag = "sales",
+    post, path = "/v1/sales/{sale_id}/resume", operation_id = "resume_sale", tag = "sales",
     params(("sale_id" = SaleId, Path)),
     responses(
         (status = 200, description = "The sale", body = SaleView),
@@ -332,7 +332,7 @@ pub async fn resume(
 
 /// Takes no more orders, for good; holds run to their deadlines.
 #[utoipa::path(
-    post, path = "/v1/sales/{sale_id}/close", tag = "sales",
+    post, path = "/v1/sales/{sale_id}/close", operation_id = "close_sale", tag = "sales",
     params(("sale_id" = SaleId, Path)),
     responses(
         (status = 200, description = "The sale", body = SaleView),

@@ -127,7 +127,7 @@ pub struct StockView {
 
 /// Live counters.
 #[utoipa::path(
-    get, path = "/v1/sales/{sale_id}/stock", tag = "stock",
+    get, path = "/v1/sales/{sale_id}/stock", operation_id = "show_stock", tag = "stock",
     params(("sale_id" = SaleId, Path)),
     responses(
         (status = 200, description = "total = available + held + sold; version counts adjustments", body = StockView),

@@ -201,7 +201,7 @@ fn has(headers: &HeaderMap, etag: &HeaderValue) -> bool {
 
 /// What a shop page shows of a sale.
 #[utoipa::path(
-    get, path = "/v1/sales/{sale_id}", tag = "sales",
+    get, path = "/v1/sales/{sale_id}", operation_id = "show_sale", tag = "sales",
     params(("sale_id" = SaleId, Path),
         ("If-None-Match" = Option<String>, Header, description = "The ETag of the answer before")),
     responses(
@@ -261,7 +261,7 @@ fn state(word: &str) -> Result<SaleState, String> {
 
 /// Sales, newest first.
 #[utoipa::path(
-    get, path = "/v1/sales", tag = "sales",
+    get, path = "/v1/sales", operation_id = "list_sales", tag = "sales",
     params(ListSales,
         ("If-None-Match" = Option<String>, Header, description = "The ETag of the answer before")),
     responses(

@@ -134,7 +134,7 @@ impl Parameters for ListOrders {
 
 /// Holds stock for every line, all or nothing.
 #[utoipa::path(
-    post, path = "/v1/orders", tag = "orders",
+    post, path = "/v1/orders", operation_id = "place_order", tag = "orders",
     params(("Idempotency-Key" = IdempotencyKey, Header,
         description = "Scoped to sale and buyer. The same key with the same meaning finds the same order.")),
     request_body = PlaceOrder,
@@ -253,7 +253,7 @@ fn refused(refusal: Refusal) -> Problem {
 
 /// The order as it stands now.
 #[utoipa::path(
-    get, path = "/v1/orders/{order_id}", tag = "orders",
+    get, path = "/v1/orders/{order_id}", operation_id = "show_order", tag = "orders",
     params(("order_id" = OrderId, Path)),
     responses(
         (status = 200, description = "Live; from the database once its sale is archived", body = OrderView),
@@ -286,7 +286,7 @@ pub async fn show(
 
 /// Recorded orders, newest first.
 #[utoipa::path(
-    get, path = "/v1/orders", tag = "orders",
+    get, path = "/v1/orders", operation_id = "list_orders", tag = "orders",
     params(ListOrders),
     responses((status = 200, description = "A page, ties by id", body = OrderList)),
     security(("key" = []))
@@ -309,7 +309,7 @@ pub async fn list(
 
 /// Sells what the order holds. Idempotent by `payment_id`.
 #[utoipa::path(
-    post, path = "/v1/orders/{order_id}/confirm", tag = "orders",
+    post, path = "/v1/orders/{order_id}/confirm", operation_id = "confirm_order", tag = "orders",
     params(("order_id" = OrderId, Path)),
     request_body = ConfirmOrder,
     responses(
@@ -354,7 +354,7 @@ pub async fn confirm(
 
 /// Gives the stock back.
 #[utoipa::path(
-    post, path = "/v1/orders/{order_id}/cancel", tag = "orders",
+    post, path = "/v1/orders/{order_id}/cancel", operation_id = "cancel_order", tag = "orders",
     params(("order_id" = OrderId, Path)),
     request_body(content = Option<CancelOrder>, description = "May be left out"),
     responses(
@@ -383,7 +383,7 @@ pub async fn cancel(
 /// Cancels by what the order was placed with, for a caller that never got its answer. Where there
 /// is no order, the one that comes later with that key gets `order-cancelled`.
 #[utoipa::path(
-    post, path = "/v1/orders/cancel", tag = "orders",
+    post, path = "/v1/orders/cancel", operation_id = "cancel_order_by_key", tag = "orders",
     request_body = CancelByKey,
     responses(
         (status = 200, description = "Cancelled, now or before; without lines where there was no order", body = OrderView),
