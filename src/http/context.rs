@@ -18,7 +18,7 @@ use futures_util::FutureExt;
 use tokio::time::timeout;
 
 use super::Api;
-use super::problem::Problem;
+use super::problem::{Code, Problem};
 use super::trace::Trace;
 use crate::admission::{Policy, Verdict};
 
@@ -94,7 +94,9 @@ pub async fn around(State(api): State<Api>, mut request: Request, next: Next) ->
         Ok(Err(_panic)) => Problem::internal(&"a handler panicked").into_response(),
         Err(_) => Problem::outcome_unknown().into_response(),
     };
-    finish(&api, &mut response, &method, context.trace());
+    if let Some(code) = finish(&mut response, &method, context.trace()) {
+        api.metrics.problem(code);
+    }
     if about_orders {
         let headers = response.headers_mut();
         headers.insert(RATE_LIMIT_POLICY, policies(&api.admission.policies()));
@@ -105,15 +107,23 @@ pub async fn around(State(api): State<Api>, mut request: Request, next: Next) ->
     response
 }
 
+/// The same for the listener of the inside, which has no limits and no callers to count.
+pub async fn around_inner(request: Request, next: Next) -> Response {
+    let (method, trace) = (request.method().clone(), Trace::of(request.headers()));
+    let mut response = next.run(request).await;
+    finish(&mut response, &method, &trace);
+    response
+}
+
 /// Writes a problem's body, now that its trace is known.
-fn finish(api: &Api, response: &mut Response, method: &Method, trace: &Trace) {
-    let Some(problem) = response.extensions_mut().remove::<Problem>() else { return };
-    api.metrics.problem(problem.code());
+fn finish(response: &mut Response, method: &Method, trace: &Trace) -> Option<Code> {
+    let problem = response.extensions_mut().remove::<Problem>()?;
     let body = problem.render(trace.id());
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     if method != Method::HEAD {
         *response.body_mut() = Body::from(body);
     }
+    Some(problem.code())
 }
 
 fn is_about_orders(path: &str) -> bool {

@@ -9,7 +9,7 @@ use axum::http::header::{
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
 };
 use axum::http::{HeaderValue, StatusCode};
-use axum::middleware::{from_fn_with_state, map_response};
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
 use prometheus_client::registry::Registry;
@@ -58,6 +58,9 @@ pub fn inner_router(health: Health, registry: Arc<Registry>) -> Router {
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz_detail).with_state(health))
         .route("/metrics", get(health::metrics).with_state(registry))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(from_fn(context::around_inner))
 }
 
 async fn no_such_path() -> Problem {

@@ -62,6 +62,9 @@ async fn metrics_are_openmetrics_with_bounded_labels_and_for_the_inside_only() {
     assert!(text.contains("holdfast_admission_in_flight 0"), "{text}");
     assert!(!text.contains("made-up"), "what callers write is no label");
     stack.call(Method::GET, "/metrics", "").send().await.is(404, "not-found");
+    let inside = reqwest::get(format!("{}/v1/sales", stack.inner_url)).await.unwrap();
+    assert_eq!(inside.headers()["content-type"], "application/problem+json");
+    assert_eq!(inside.json::<serde_json::Value>().await.unwrap()["code"], "not-found");
 }
 
 #[tokio::test]
