@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use holdfast::config::Database;
-use holdfast::domain::event::{Body, Cause, Event, OrderStep, SaleStep, StockSet};
+use holdfast::domain::event::{Body, Cause, Event, OrderStep, SaleStep, Step, StockSet};
 use holdfast::domain::ids::{IdSecret, LaneId};
 use holdfast::domain::order::{Line, Order, Status};
 use holdfast::domain::sale::Definition;
@@ -50,8 +50,10 @@ impl Lane {
         };
         let order = Order {
             id: self.secret.order_id(&self.id, key),
-            buyer_id,
+            buyer_id: Some(buyer_id),
             status: Status::Held,
+            returned: Vec::new(),
+            reacquired: false,
             lines: vec![line],
             payment_id: None,
             created_at: at,
@@ -61,7 +63,13 @@ impl Lane {
         };
         self.event(
             seq,
-            Body::Order(OrderStep { order, from: None, cause: Cause::Caller, reason: None }),
+            Body::Order(OrderStep {
+                order,
+                step: Step::Held,
+                from: None,
+                cause: Cause::Caller,
+                reason: None,
+            }),
         )
     }
 

@@ -6,7 +6,8 @@
 -- KEYS  1 lane         hash    what the lane is and where it stands (fields below)
 --       2 stock        hash    sku   -> "available held sold version limit initial"
 --       3 buyers       hash    buyer -> "sku=units,…" held or bought, for the limits
---       4 orders       hash    key   -> "status seq created expires confirmed hold payment buyer lines"
+--       4 orders       hash    key   -> "status seq created expires confirmed hold payment reacquired
+--                                          buyer lines asked returned notes", see decode_order
 --       5 deadlines    zset    keys of orders that fall due together, joined, by due time (ms)
 --       6 outbox       stream  one entry a call, id "epoch-lastseq": at, then (kind, payload) an event
 --       7 adjustments  hash    key   -> "seq at sku delta available held sold version actor note"
@@ -20,7 +21,8 @@
 -- outbox append, which raises if its id does not follow. Whatever raises has changed nothing.
 -- Idempotent: an order's key is the hash of who asked and its idempotency key; every command finds
 -- what an earlier copy of it did.
--- Statuses in a record: h held, c confirmed, x cancelled, e expired. An absent value is empty.
+-- Statuses in a record: h held, p paying, c confirmed, r returned, x cancelled, e expired. An
+-- absent value is empty.
 -- `allow-oom`: what settles and trims must go on at maxmemory; new orders are stopped by ARGV 3.
 
 local KEY_CHARS = 22
@@ -54,6 +56,8 @@ local order_keys, want_order = wanted()
 local adjustment_keys, want_adjustment = wanted()
 local want_all_stock = false
 local expire_max = 0
+-- Orders that a command of this call may sell again or take back: their stock must be read too.
+local may_move = {}
 
 -- "sku=units,sku=units" -> { {sku, units}, … }
 local function split_lines(lines)
@@ -82,9 +86,31 @@ local readers = {
     return command, 5
   end,
   -- trace key payment
-  confirm = function(i)
+  begin = function(i)
     want_order(ARGV[i + 1])
     return { trace = ARGV[i], key = ARGV[i + 1], payment = ARGV[i + 2] }, 3
+  end,
+  -- trace cause key payment; cause: c caller, w webhook
+  fail = function(i)
+    want_order(ARGV[i + 2])
+    return { trace = ARGV[i], cause = ARGV[i + 1], key = ARGV[i + 2], payment = ARGV[i + 3] }, 4
+  end,
+  -- trace cause key payment lines; lines: what is bought, or empty for all
+  confirm = function(i)
+    want_order(ARGV[i + 2])
+    may_move[ARGV[i + 2]] = true
+    return {
+      trace = ARGV[i], cause = ARGV[i + 1], key = ARGV[i + 2], payment = ARGV[i + 3], lines = ARGV[i + 4],
+    }, 5
+  end,
+  -- trace key idempotency-key restock lines; restock: 1 or 0; lines: what comes back, or empty for
+  -- all that is left
+  ['return'] = function(i)
+    want_order(ARGV[i + 1])
+    may_move[ARGV[i + 1]] = true
+    return {
+      trace = ARGV[i], key = ARGV[i + 1], idempotency = ARGV[i + 2], restock = ARGV[i + 3], lines = ARGV[i + 4],
+    }, 5
   end,
   -- trace key buyer reason; a buyer means: by idempotency key, leave a tombstone where there is
   -- no order. reason: JSON or empty
@@ -115,21 +141,22 @@ local readers = {
       actor = ARGV[i + 4], note = ARGV[i + 5],
     }, 6
   end,
-  -- trace version epoch digest opens closes hold limit actor definition n (sku stock limit)*n
+  -- trace version epoch digest opens closes hold grace longest limit actor definition n
+  -- (sku stock limit)*n; grace: payment_grace_seconds, longest: max_hold_seconds
   -- epoch: of the lane to create, or empty where it must be there already; definition: JSON
   define = function(i)
     want_all_stock = true
     local command = {
       trace = ARGV[i], version = tonumber(ARGV[i + 1]), epoch = ARGV[i + 2], digest = ARGV[i + 3],
-      opens = ARGV[i + 4], closes = ARGV[i + 5], hold = ARGV[i + 6], limit = ARGV[i + 7],
-      actor = ARGV[i + 8], definition = ARGV[i + 9], skus = {},
+      opens = ARGV[i + 4], closes = ARGV[i + 5], hold = ARGV[i + 6], grace = ARGV[i + 7],
+      longest = ARGV[i + 8], limit = ARGV[i + 9], actor = ARGV[i + 10], definition = ARGV[i + 11], skus = {},
     }
-    local count = tonumber(ARGV[i + 10])
+    local count = tonumber(ARGV[i + 12])
     for n = 1, count do
-      local at = i + 8 + 3 * n
+      local at = i + 10 + 3 * n
       command.skus[n] = { sku = ARGV[at], stock = tonumber(ARGV[at + 1]), limit = ARGV[at + 2] }
     end
-    return command, 11 + 3 * count
+    return command, 13 + 3 * count
   end,
   -- trace actor change; change: pause, resume or close
   phase = function(i)
@@ -166,7 +193,7 @@ end
 -- The lane itself.
 local FIELDS = {
   'layout', 'epoch', 'seq', 'logged', 'recorded', 'trimmed', 'now', 'version', 'digest', 'opens',
-  'closes', 'hold', 'limit', 'paused', 'closed', 'archived', 'used',
+  'closes', 'hold', 'grace', 'longest', 'limit', 'paused', 'closed', 'archived', 'used',
 }
 local lane = {}
 do
@@ -181,7 +208,7 @@ do
   for _, field in ipairs({ 'epoch', 'seq', 'logged', 'recorded', 'trimmed', 'now', 'version' }) do
     lane[field] = tonumber(lane[field] or '0')
   end
-  for _, field in ipairs({ 'opens', 'closes', 'hold', 'limit', 'closed' }) do
+  for _, field in ipairs({ 'opens', 'closes', 'hold', 'grace', 'longest', 'limit', 'closed' }) do
     lane[field] = number_or_nil(lane[field])
   end
   lane.paused, lane.archived, lane.used = lane.paused == '1', lane.archived == '1', lane.used == '1'
@@ -232,13 +259,18 @@ local function fetch(redis_key, fields)
   return raw
 end
 
+-- lines: what it holds, bought or held last; asked: what was asked for, where that is more;
+-- returned: what came back. notes, separated by spaces, are what must be remembered of an order
+-- beside its state: "l:PAYMENT" and the like a refund that is due (see refund_due), "r:KEY:RESTOCK:LINES"
+-- a return as it was asked for.
 local function decode_order(key, record)
-  local status, seq, created, expires, confirmed, hold, payment, buyer, lines =
-    string.match(record, '^(%a) (%d+) (%d+) (%d+) (%d*) (%d*) ([^ ]*) ([^ ]+) ([^ ]*)$')
+  local status, seq, created, expires, confirmed, hold, payment, reacquired, buyer, lines, asked, returned, notes =
+    string.match(record, '^(%a) (%d+) (%d+) (%d+) (%d*) (%d*) ([^ ]*) (1?) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) (.*)$')
   assert(status, 'the record of an order cannot be read')
   return {
     key = key, record = record, status = status, seq = seq, created = created, expires = tonumber(expires),
-    confirmed = confirmed, hold = hold, payment = payment, buyer = buyer, lines = lines,
+    confirmed = confirmed, hold = hold, payment = payment, reacquired = reacquired, buyer = buyer, lines = lines,
+    asked = asked, returned = returned, notes = notes,
   }
 end
 
@@ -248,7 +280,7 @@ for key, record in pairs(fetch(KEYS[4], order_keys)) do
     local order = decode_order(key, record)
     orders[key] = order
     -- Settling a hold moves its stock and, where it is released, its buyer's count.
-    if order.status == 'h' then
+    if order.status == 'h' or order.status == 'p' or may_move[key] then
       order.list = split_lines(order.lines)
       want_buyer(order.buyer)
       for _, line in ipairs(order.list) do

@@ -1,24 +1,36 @@
 
--- Orders: reserve, confirm, cancel, expire, get.
+-- Orders: reserve, begin, fail, confirm, cancel, return, expire, get.
+
+-- Payments and returns that are remembered of one order at most.
+local NOTES_MAX = 64
 
 local decide = {}
 
+-- What an event says of an order: all but its notes.
+local function state(order)
+  return table.concat({
+    order.status, order.seq, order.created, text(order.expires), order.confirmed, order.hold,
+    order.payment, order.reacquired, order.buyer, order.lines, order.asked, order.returned,
+  }, ' ')
+end
+
 -- An order's record: as it was read, until the next step makes another.
 local function record(order)
-  order.record = order.record or table.concat({
-    order.status, order.seq, order.created, text(order.expires), order.confirmed, order.hold,
-    order.payment, order.buyer, order.lines,
-  }, ' ')
+  order.record = order.record or (state(order) .. ' ' .. order.notes)
   return order.record
 end
 
--- Gives the order its next status, as one event. cause: c caller, s sweeper.
-local function step(order, kind, status, cause, trace, reason)
+-- Gives the order its next status, as one event. cause: c caller, w webhook, s sweeper. moved:
+-- lines that move otherwise than the order's own do; about: what else the event says.
+local function step(order, kind, status, cause, trace, more)
+  more = more or {}
   local from = order.status or '-'
   order.status, order.record = status, nil
   order.seq = text(lane.seq + 1)
   changed.orders[order.key] = order
-  emit(kind, table.concat({ order.key, from, cause, trace, record(order), reason or '' }, ' '))
+  emit(kind, table.concat({
+    order.key, from, cause, trace, more.moved or '', more.about or '', state(order), more.reason or '',
+  }, ' '))
 end
 
 local function sku_of(line)
@@ -28,34 +40,80 @@ local function sku_of(line)
   return counters
 end
 
--- Moves a hold's units from held to `to`, and from its buyer's count where they go back on sale.
-local function settle(order, to)
-  local buyer = buyers[order.buyer]
-  for _, line in ipairs(order.list) do
+-- Moves units of an order's lines between counters; nil: from nowhere, or out of the total.
+local function move_units(list, from, to)
+  for _, line in ipairs(list) do
     local counters = sku_of(line)
-    assert(counters.held >= line.units, 'less is held than an order holds')
-    counters.held = counters.held - line.units
-    counters[to] = counters[to] + line.units
-    if to == 'available' then
-      buyer.units[line.sku] = (buyer.units[line.sku] or 0) - line.units
-      buyer.total = buyer.total - line.units
-      changed.buyers[order.buyer] = buyer
+    if from then
+      assert(counters[from] >= line.units, 'fewer units are there than an order has')
+      counters[from] = counters[from] - line.units
+    end
+    if to then
+      counters[to] = counters[to] + line.units
     end
   end
 end
 
-local function sorted_lines(list)
+-- Counts units for or, by -1, against the buyer's limits.
+local function count_units(order, list, sign)
+  local buyer = buyers[order.buyer]
+  for _, line in ipairs(list) do
+    buyer.units[line.sku] = (buyer.units[line.sku] or 0) + sign * line.units
+    buyer.total = buyer.total + sign * line.units
+  end
+  changed.buyers[order.buyer] = buyer
+end
+
+-- Puts what an order holds back on sale.
+local function release(order, list)
+  move_units(list, 'held', 'available')
+  count_units(order, list, -1)
+end
+
+local function encode_lines(list)
   local parts = {}
   for i, line in ipairs(list) do
     parts[i] = line.sku .. '=' .. text(line.units)
   end
+  return parts
+end
+
+local function sorted_lines(list)
+  local parts = encode_lines(list)
   table.sort(parts)
   return table.concat(parts, ',')
 end
 
+-- What is left of one list when another is taken out of it; nil where that is no part of it.
+local function without(list, taken)
+  local left, units = {}, {}
+  for _, line in ipairs(taken) do
+    units[line.sku] = line.units
+  end
+  for _, line in ipairs(list) do
+    local rest = line.units - (units[line.sku] or 0)
+    units[line.sku] = nil
+    if rest < 0 then
+      return nil
+    elseif rest > 0 then
+      left[#left + 1] = { sku = line.sku, units = rest }
+    end
+  end
+  if next(units) then
+    return nil
+  end
+  return left
+end
+
+-- Whether the order still has the time that it was promised.
+local function in_time(order)
+  return (order.status == 'h' or order.status == 'p') and now < order.expires
+end
+
 local function same_meaning(order, command)
+  local asked = order.asked ~= '' and order.asked or order.lines
   return order.hold == command.hold
-    and (order.lines == command.lines or sorted_lines(split_lines(order.lines)) == sorted_lines(command.list))
+    and (asked == command.lines or sorted_lines(split_lines(asked)) == sorted_lines(command.list))
 end
 
 local function refused_by_phase()
@@ -138,16 +196,11 @@ function decide.reserve(command)
 
   order = {
     key = command.key, created = text(now), expires = now + hold * 1000, confirmed = '',
-    hold = command.hold, payment = '', buyer = command.buyer, lines = command.lines, list = command.list,
+    hold = command.hold, payment = '', reacquired = '', buyer = command.buyer, lines = command.lines,
+    asked = '', returned = '', notes = '', list = command.list,
   }
-  for _, line in ipairs(order.list) do
-    local counters = sku_of(line)
-    counters.available = counters.available - line.units
-    counters.held = counters.held + line.units
-    buyer.units[line.sku] = (buyer.units[line.sku] or 0) + line.units
-    buyer.total = buyer.total + line.units
-  end
-  changed.buyers[order.buyer] = buyer
+  move_units(order.list, 'available', 'held')
+  count_units(order, order.list, 1)
   changed.lane.used = '1'
   lane.used = true
   orders[order.key] = order
@@ -156,33 +209,158 @@ function decide.reserve(command)
   return 'held ' .. record(order)
 end
 
--- Outcomes, each but the first with the record: unknown, confirmed, same (it has this payment),
--- already-paid, cancelled, too-late.
-function decide.confirm(command)
+-- An order that was over before it came: whoever places it later is told so.
+local function tombstone(key, buyer)
+  local order = {
+    key = key, created = text(now), expires = now, confirmed = '', hold = '', payment = '', reacquired = '',
+    buyer = buyer, lines = '', asked = '', returned = '', notes = '', list = {},
+  }
+  orders[key] = order
+  changed.lane.used = '1'
+  lane.used = true
+  return order
+end
+
+-- Adds a note; false where there is no room for another.
+local function note(order, words)
+  local count = select(2, string.gsub(order.notes, '%S+', ''))
+  if count >= NOTES_MAX then
+    return false
+  end
+  order.notes = order.notes == '' and words or (order.notes .. ' ' .. words)
+  return true
+end
+
+-- Why this payment of this order must be given back, where that was said before: it is final.
+local function refund_of(order, payment)
+  for entry in string.gmatch(order.notes, '%S+') do
+    local why, known = string.match(entry, '^([lxam]):(.+)$')
+    if known == payment then
+      return 'refund ' .. why .. ' ' .. record(order)
+    end
+  end
+end
+
+-- Says that a payment must be given back. why: l late, x the order was cancelled, a another payment
+-- bought it, m its lines are no part of the order.
+local function refund_due(order, command, why)
+  if not note(order, why .. ':' .. command.payment) then
+    return 'overloaded'
+  end
+  step(order, 'refund_due', order.status, command.cause, command.trace, { about = why .. ':' .. command.payment })
+  return 'refund ' .. why .. ' ' .. record(order)
+end
+
+-- Outcomes: unknown, refund WHY; with the record: begun, same (this payment runs), over (it is
+-- neither held nor being paid any more).
+function decide.begin(command)
   local order = orders[command.key]
   if not order then
     return 'unknown'
-  elseif order.status == 'c' then
-    return (order.payment == command.payment and 'same ' or 'already-paid ') .. record(order)
-  elseif order.status == 'x' then
-    return 'cancelled ' .. record(order)
-  elseif order.status == 'e' or now >= order.expires then
-    return 'too-late ' .. record(order)
   end
-  settle(order, 'sold')
+  local refund = refund_of(order, command.payment)
+  if refund then
+    return refund
+  elseif not in_time(order) then
+    return 'over ' .. record(order)
+  elseif order.payment == command.payment then
+    return 'same ' .. record(order)
+  end
+  local longest = math.min(now + lane.grace * 1000, tonumber(order.created) + lane.longest * 1000)
+  if longest > order.expires then
+    order.expires = longest
+    deadlines[longest] = (deadlines[longest] or '') .. order.key
+  end
+  order.payment = command.payment
+  step(order, 'payment_begun', 'p', 'c', command.trace)
+  return 'begun ' .. record(order)
+end
+
+-- Outcomes: unknown; with the record: failed, ignored (it is not this payment that runs).
+function decide.fail(command)
+  local order = orders[command.key]
+  if not order then
+    return 'unknown'
+  elseif order.status ~= 'p' or order.payment ~= command.payment or not in_time(order) then
+    return 'ignored ' .. record(order)
+  end
+  order.payment = ''
+  step(order, 'payment_failed', 'h', command.cause, command.trace)
+  return 'failed ' .. record(order)
+end
+
+-- Takes stock that has gone back on sale once more, if it is still there and the buyer's limits
+-- allow it.
+local function reacquire(order, list)
+  for _, line in ipairs(list) do
+    if not stock[line.sku] then
+      return false
+    end
+  end
+  if refused_by_limit(buyers[order.buyer], list) or refused_by_stock(list) then
+    return false
+  end
+  move_units(list, 'available', 'sold')
+  count_units(order, list, 1)
+  return true
+end
+
+-- Outcomes: archived, overloaded, not-part, refund WHY; with the record: confirmed, same (it has
+-- this payment).
+function decide.confirm(command)
+  local order = orders[command.key]
+  local refund = order and refund_of(order, command.payment)
+  if refund then
+    return refund
+  elseif order and (order.status == 'c' or order.status == 'r') and order.payment == command.payment then
+    return 'same ' .. record(order)
+  elseif lane.archived then
+    return 'archived'
+  elseif not order then
+    -- The id is genuine, so there was an order once: the money must not stay, nor come in later.
+    order = tombstone(command.key, '')
+    step(order, 'cancelled', 'x', command.cause, command.trace)
+    return refund_due(order, command, 'x')
+  elseif order.status == 'c' or order.status == 'r' then
+    return refund_due(order, command, 'a')
+  elseif order.status == 'x' then
+    return refund_due(order, command, 'x')
+  end
+
+  local list = command.lines == '' and order.list or split_lines(command.lines)
+  local rest = without(order.list, list)
+  if not rest then
+    return command.cause == 'w' and refund_due(order, command, 'm') or 'not-part'
+  end
+  local late = not in_time(order)
+  local released = ''
+  if order.status == 'e' then
+    if not reacquire(order, list) then
+      return refund_due(order, command, 'l')
+    end
+  else
+    move_units(list, 'held', 'sold')
+    release(order, rest)
+    released = table.concat(encode_lines(rest), ',')
+  end
+  if #rest > 0 then
+    order.asked = order.asked ~= '' and order.asked or order.lines
+    order.lines, order.list = table.concat(encode_lines(list), ','), list
+  end
+  order.reacquired = late and '1' or ''
   order.payment, order.confirmed = command.payment, text(now)
-  step(order, 'confirmed', 'c', 'c', command.trace)
+  step(order, 'confirmed', 'c', command.cause, command.trace, { moved = released })
   return 'confirmed ' .. record(order)
 end
 
--- Outcomes: unknown, archived, overloaded (for a tombstone); with the record: cancelled, same (it was cancelled before),
--- confirmed (and stays so).
+-- Outcomes: unknown, archived, overloaded (for a tombstone); with the record: cancelled, same (it
+-- was cancelled before), sold (confirmed or returned, and stays so).
 function decide.cancel(command)
   local order = orders[command.key]
   if order and order.status == 'x' then
     return 'same ' .. record(order)
-  elseif order and order.status == 'c' then
-    return 'confirmed ' .. record(order)
+  elseif order and (order.status == 'c' or order.status == 'r') then
+    return 'sold ' .. record(order)
   elseif not order and command.buyer == '' then
     return 'unknown'
   elseif lane.archived then
@@ -191,18 +369,50 @@ function decide.cancel(command)
     return 'overloaded'
   end
   if not order then
-    order = {
-      key = command.key, created = text(now), expires = now, confirmed = '', hold = '', payment = '',
-      buyer = command.buyer, lines = '',
-    }
-    orders[order.key] = order
-    changed.lane.used = '1'
-    lane.used = true
-  elseif order.status == 'h' then
-    settle(order, 'available')
+    order = tombstone(command.key, command.buyer)
+  elseif order.status ~= 'e' then
+    release(order, order.list)
   end
-  step(order, 'cancelled', 'x', 'c', command.trace, command.reason)
+  order.payment = ''
+  step(order, 'cancelled', 'x', 'c', command.trace, { reason = command.reason })
   return 'cancelled ' .. record(order)
+end
+
+-- Outcomes: unknown, reused, archived, overloaded; with the record: returned, replayed, exceeds (it
+-- is more than is left), over (it is not confirmed).
+decide['return'] = function(command)
+  local order = orders[command.key]
+  if not order then
+    return 'unknown'
+  end
+  for entry in string.gmatch(order.notes, '%S+') do
+    local key, restock, lines = string.match(entry, '^r:([^:]+):(%d):(.*)$')
+    if key == command.idempotency then
+      local same = restock == command.restock and sorted_lines(split_lines(lines)) == sorted_lines(split_lines(command.lines))
+      return same and ('replayed ' .. record(order)) or 'reused'
+    end
+  end
+  if order.status ~= 'c' then
+    return 'over ' .. record(order)
+  elseif lane.archived then
+    return 'archived'
+  end
+  local left = without(order.list, split_lines(order.returned))
+  local list = command.lines == '' and left or split_lines(command.lines)
+  local rest = without(left, list)
+  if not rest then
+    return 'exceeds ' .. record(order)
+  elseif not note(order, 'r:' .. command.idempotency .. ':' .. command.restock .. ':' .. command.lines) then
+    return 'overloaded'
+  end
+  move_units(list, 'sold', command.restock == '1' and 'available' or nil)
+  count_units(order, list, -1)
+  order.returned = table.concat(encode_lines(without(order.list, rest)), ',')
+  local about = command.restock .. ':' .. command.idempotency
+  step(order, 'returned', #rest == 0 and 'r' or 'c', 'c', command.trace, {
+    moved = table.concat(encode_lines(list), ','), about = about,
+  })
+  return 'returned ' .. record(order)
 end
 
 -- Outcome: expired HOW-MANY FIRST MORE NEXT; FIRST is the earliest deadline (ms) of those it ended, or
@@ -212,9 +422,12 @@ function decide.expire()
   local ended, first = 0, nil
   for _, key in ipairs(due_keys) do
     local order = orders[key]
-    -- Paid or cancelled since, or ended by the command before: its deadline no longer matters.
-    if order and order.status == 'h' and order.expires <= math.min(now, caller_now) then
-      settle(order, 'available')
+    local unpaid = order and (order.status == 'h' or order.status == 'p')
+    -- Settled since, ended by the command before, or given more time by a payment that runs: then
+    -- this deadline no longer matters.
+    if unpaid and order.expires <= math.min(now, caller_now) then
+      release(order, order.list)
+      order.payment = ''
       step(order, 'expired', 'e', 's', '')
       ended, first = ended + 1, math.min(first or order.expires, order.expires)
     end

@@ -137,13 +137,14 @@ function decide.define(command)
     return 'in-use ' .. why
   end
   local moved = apply_stock(command, named)
-  for _, field in ipairs({ 'digest', 'opens', 'closes', 'hold', 'limit' }) do
+  for _, field in ipairs({ 'digest', 'opens', 'closes', 'hold', 'grace', 'longest', 'limit' }) do
     changed.lane[field] = command[field]
   end
   changed.lane.version = text(command.version)
   lane.version, lane.digest = command.version, command.digest
   lane.opens, lane.closes = number_or_nil(command.opens), number_or_nil(command.closes)
-  lane.hold, lane.limit = tonumber(command.hold), number_or_nil(command.limit)
+  lane.hold, lane.grace, lane.longest = tonumber(command.hold), tonumber(command.grace), tonumber(command.longest)
+  lane.limit = number_or_nil(command.limit)
   emit('defined', table.concat({ command.trace, command.actor, text(command.version), moved, command.definition }, ' '))
   return 'defined'
 end

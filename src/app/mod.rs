@@ -247,7 +247,7 @@ impl Service {
             self.catalog.clone(),
             admission,
             self.health.clone(),
-            http::Options::new(&self.config.http, &self.config.kafka),
+            http::Options::new(&self.config),
             &mut self.registry,
         )
     }

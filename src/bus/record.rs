@@ -6,10 +6,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::event::{Body, Cause, Event, OrderStep, SaleStep, StockSet};
+use crate::domain::event::{Body, Cause, Event, OrderStep, SaleStep, Step, StockSet};
 use crate::domain::ids::{LANES_MAX, LaneId};
 use crate::domain::names::KeyName;
-use crate::domain::order::{Order, Status};
+use crate::domain::order::{Line, Order, RefundDue, Status};
 use crate::domain::sale::Definition;
 use crate::domain::stock::{Adjustment, Change, Counters, CountersSnapshot, TOTAL_MAX};
 use crate::domain::time::Timestamp;
@@ -67,6 +67,17 @@ struct OrderData {
     from: Option<Status>,
     cause: Cause,
     reason: Option<String>,
+    /// Of a confirm: what was held but not bought.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    released: Vec<Line>,
+    /// Of a return: what came back,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    lines: Vec<Line>,
+    /// ... and whether it is on sale again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    restock: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refund: Option<RefundDue>,
     changes: Vec<Change>,
 }
 
@@ -131,8 +142,27 @@ fn encode_body(body: &Body) -> Vec<u8> {
     let changes = body.changes();
     match body {
         Body::Order(step) => {
-            let OrderStep { order, from, cause, reason } = step.clone();
-            json(&OrderData { order, from, cause, reason, changes })
+            let OrderStep { order, step, from, cause, reason } = step.clone();
+            let (mut released, mut lines, mut restock, mut refund) = Default::default();
+            match step {
+                Step::Confirmed { released: rest } => released = rest,
+                Step::Returned { lines: back, restock: again } => {
+                    (lines, restock) = (back, Some(again));
+                }
+                Step::RefundDue(due) => refund = Some(due),
+                _ => {}
+            }
+            json(&OrderData {
+                order,
+                from,
+                cause,
+                reason,
+                released,
+                lines,
+                restock,
+                refund,
+                changes,
+            })
         }
         Body::Adjusted(adjustment) => {
             let after = adjustment.after();
@@ -230,13 +260,7 @@ fn decode_at(headers: &Headers<'_>, at: &Position, payload: &[u8]) -> Result<Eve
 
 fn decode_body(kind: &str, payload: &[u8]) -> Result<(Body, Vec<Change>), String> {
     let step = match kind {
-        "holdfast.order.held"
-        | "holdfast.order.confirmed"
-        | "holdfast.order.cancelled"
-        | "holdfast.order.expired" => {
-            let OrderData { order, from, cause, reason, changes } = read(payload)?;
-            return Ok((Body::Order(OrderStep { order, from, cause, reason }), changes));
-        }
+        order if order.starts_with("holdfast.order.") => return decode_order(kind, payload),
         "holdfast.stock.adjusted" => return decode_adjusted(payload),
         "holdfast.sale.defined" => return decode_defined(payload),
         "holdfast.sale.paused" => |actor| SaleStep::Paused { actor },
@@ -246,10 +270,37 @@ fn decode_body(kind: &str, payload: &[u8]) -> Result<(Body, Vec<Change>), String
             let ArchivedData { changes } = read(payload)?;
             return Ok((Body::Sale(SaleStep::Archived), changes));
         }
-        _ => return Err(format!("{kind:?} is no event that this version knows")),
+        _ => return Err(unknown(kind)),
     };
     let ActorData { actor, changes } = read(payload)?;
     Ok((Body::Sale(step(actor)), changes))
+}
+
+fn decode_order(kind: &str, payload: &[u8]) -> Result<(Body, Vec<Change>), String> {
+    let data: OrderData = read(payload)?;
+    let missing = |member| move || format!("{member} is missing");
+    let step = match kind {
+        "holdfast.order.held" => Step::Held,
+        "holdfast.order.payment_begun" => Step::PaymentBegun,
+        "holdfast.order.payment_failed" => Step::PaymentFailed,
+        "holdfast.order.confirmed" => Step::Confirmed { released: data.released },
+        "holdfast.order.cancelled" => Step::Cancelled,
+        "holdfast.order.expired" => Step::Expired,
+        "holdfast.order.returned" => Step::Returned {
+            lines: data.lines,
+            restock: data.restock.ok_or_else(missing("restock"))?,
+        },
+        "holdfast.order.refund_due" => {
+            Step::RefundDue(data.refund.ok_or_else(missing("refund"))?)
+        }
+        _ => return Err(unknown(kind)),
+    };
+    let OrderData { order, from, cause, reason, changes, .. } = data;
+    Ok((Body::Order(OrderStep { order, step, from, cause, reason }), changes))
+}
+
+fn unknown(kind: &str) -> String {
+    format!("{kind:?} is no event that this version knows")
 }
 
 fn decode_adjusted(payload: &[u8]) -> Result<(Body, Vec<Change>), String> {
@@ -305,7 +356,7 @@ mod tests {
 
     use super::*;
     use crate::domain::ids::IdSecret;
-    use crate::domain::order::Line;
+    use crate::domain::order::RefundReason;
     use crate::domain::stock::{AdjustmentNote, Reason};
 
     fn headers_of(record: &Record) -> Vec<(&str, &[u8])> {
@@ -335,13 +386,15 @@ mod tests {
                 };
                 Order {
                     id: secret.order_id(&lane, key),
-                    buyer_id,
+                    buyer_id: Some(buyer_id),
                     status,
+                    returned: lines.iter().take(1).cloned().map(line).collect(),
                     lines: lines.into_iter().map(line).collect(),
                     payment_id: payment.map(|p| p.parse().unwrap()),
                     created_at,
                     expires_at,
                     confirmed_at,
+                    reacquired: confirmed_at.is_some(),
                     seq,
                 }
             },
@@ -350,11 +403,33 @@ mod tests {
 
     fn order_step(lane: LaneId, seq: u64) -> impl Strategy<Value = Body> {
         let from = prop::option::of(prop::sample::select(Status::ALL.to_vec()));
-        let cause = prop::sample::select(vec![Cause::Caller, Cause::Sweeper]);
+        let cause = prop::sample::select(vec![Cause::Caller, Cause::Webhook, Cause::Sweeper]);
         let reason = prop::option::of("\\PC{1,50}");
-        (order(lane, seq), from, cause, reason).prop_map(|(order, from, cause, reason)| {
-            Body::Order(OrderStep { order, from, cause, reason })
-        })
+        let kind = (0..8u8, any::<bool>());
+        (order(lane, seq), kind, from, cause, reason).prop_map(
+            |(order, (kind, restock), from, cause, reason)| {
+                let step = step(&order, kind, restock);
+                Body::Order(OrderStep { order, step, from, cause, reason })
+            },
+        )
+    }
+
+    fn step(order: &Order, kind: u8, restock: bool) -> Step {
+        let payment_id = "pay".parse().unwrap();
+        match kind {
+            0 => Step::Held,
+            1 => Step::PaymentBegun,
+            2 => Step::PaymentFailed,
+            3 => Step::Confirmed { released: order.lines.clone() },
+            4 => Step::Cancelled,
+            5 => Step::Expired,
+            6 => Step::Returned { lines: order.lines.clone(), restock },
+            _ => Step::RefundDue(RefundDue {
+                id: IdSecret::new(1, &[7; 32]).refund_id(&order.id, &payment_id),
+                payment_id,
+                reason: RefundReason::AlreadyPaid,
+            }),
+        }
     }
 
     fn adjusted(lane: LaneId, seq: u64) -> impl Strategy<Value = Body> {
@@ -527,6 +602,6 @@ mod tests {
         }
         kinds.sort_unstable();
         kinds.dedup();
-        assert_eq!(kinds.len(), 10, "each type is shown: {kinds:?}");
+        assert_eq!(kinds.len(), 14, "each type is shown: {kinds:?}");
     }
 }

@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use figment::Figment;
 use figment::providers::{Env, Format, Toml};
 use ipnet::IpNet;
@@ -50,6 +52,7 @@ pub enum ConfigError {
 pub struct Config {
     pub http: Http,
     pub admission: Admission,
+    pub payments: Payments,
     pub redis: Redis,
     pub lanes: Lanes,
     pub kafka: Kafka,
@@ -86,6 +89,12 @@ pub struct Admission {
     pub buyer_per_second: u32,
     pub buyer_burst: u32,
     pub remembered_max: usize,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Payments {
+    pub webhook_secrets: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -225,6 +234,11 @@ impl Config {
         ] {
             range(name, rate, 1, 10_000_000)?;
         }
+        for secret in &self.payments.webhook_secrets {
+            if !is_webhook_secret(secret) {
+                return Err("payments.webhook_secrets has one that is not whsec_ and base64 of 24-64 bytes".into());
+            }
+        }
         range("admission.remembered_max", admission.remembered_max, 1_000, 100_000_000)?;
         range("redis.response_timeout_ms", self.redis.response_timeout_ms, 10, 60_000)?;
         range("redis.connect_timeout_ms", self.redis.connect_timeout_ms, 10, 60_000)?;
@@ -261,6 +275,7 @@ impl Config {
         let mut shown = self.clone();
         shown.redis.url = redact_url(&shown.redis.url);
         shown.database.url = redact_url(&shown.database.url);
+        shown.payments.webhook_secrets.fill("***".to_owned());
         for (name, value) in &mut shown.kafka.properties {
             let name = name.to_ascii_lowercase();
             if ["password", "secret", "key.pem", "sasl.oauthbearer.config"]
@@ -282,6 +297,12 @@ fn check_variable(name: &str) -> Result<(), ConfigError> {
         return Ok(());
     }
     Err(ConfigError::UnknownVariable(name.to_owned()))
+}
+
+/// As Standard Webhooks has them.
+fn is_webhook_secret(secret: &str) -> bool {
+    let decoded = secret.strip_prefix("whsec_").map(|encoded| STANDARD.decode(encoded));
+    decoded.is_some_and(|bytes| bytes.is_ok_and(|bytes| (24..=64).contains(&bytes.len())))
 }
 
 fn range<T: PartialOrd + Display>(name: &str, value: T, low: T, high: T) -> Result<(), String> {
@@ -347,6 +368,15 @@ mod tests {
     }
 
     #[test]
+    fn a_webhook_secret_that_anybody_could_guess_is_refused() {
+        let secret = |text: &str| with(&format!("[payments]\nwebhook_secrets = [\"{text}\"]"));
+        assert!(secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").is_ok());
+        for weak in ["", "whsec_", "whsec_c2hvcnQ=", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"] {
+            assert!(secret(weak).unwrap_err().to_string().contains("payments.webhook_secrets"));
+        }
+    }
+
+    #[test]
     fn a_misspelt_variable_is_named() {
         assert!(check_variable("HOLDFAST_REDIS__URL").is_ok());
         assert!(check_variable("HOLDFAST_HOME").is_ok());
@@ -359,9 +389,10 @@ mod tests {
         let mut config = with("").unwrap();
         config.redis.url = "rediss://u:pa@ss@host:6380/1".into();
         config.database.url = "postgres://u:hush@host/db?sslpassword=quiet&sslmode=require".into();
+        config.payments.webhook_secrets = vec!["whsec_hidden".into()];
         config.kafka.properties.insert("sasl.password".into(), "psst".into());
         let shown = config.to_redacted_toml();
-        for secret in ["pa@ss", "hush", "quiet", "psst"] {
+        for secret in ["pa@ss", "hush", "quiet", "psst", "hidden"] {
             assert!(!shown.contains(secret), "{shown}");
         }
         assert!(shown.contains("host:6380/1") && shown.contains("sslmode=require"));

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::LaneId;
 use super::names::{KeyName, Sku};
-use super::order::{Order, Status};
+use super::order::{Line, Order, RefundDue, Status};
 use super::sale::Definition;
 use super::stock::{Adjustment, Change};
 use super::time::Timestamp;
@@ -32,10 +32,11 @@ pub enum Body {
     Sale(SaleStep),
 }
 
-/// What became of an order, and the order after it. The order's `status` says which step it was.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What became of an order, and the order after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OrderStep {
     pub order: Order,
+    pub step: Step,
     /// The status before; `None` for a new order.
     pub from: Option<Status>,
     pub cause: Cause,
@@ -43,11 +44,45 @@ pub struct OrderStep {
     pub reason: Option<String>,
 }
 
+/// One step in an order's life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    Held,
+    PaymentBegun,
+    PaymentFailed,
+    /// Sold; `released` was held but not bought.
+    Confirmed { released: Vec<Line> },
+    Cancelled,
+    Expired,
+    /// Taken back: on sale again, or out of the total.
+    Returned { lines: Vec<Line>, restock: bool },
+    /// A payment must be given back; the order stays as it was.
+    RefundDue(RefundDue),
+}
+
+impl Step {
+    /// The word that a history shows, and the end of the event's type.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Step::Held => "held",
+            Step::PaymentBegun => "payment_begun",
+            Step::PaymentFailed => "payment_failed",
+            Step::Confirmed { .. } => "confirmed",
+            Step::Cancelled => "cancelled",
+            Step::Expired => "expired",
+            Step::Returned { .. } => "returned",
+            Step::RefundDue(_) => "refund_due",
+        }
+    }
+}
+
 /// Who made a step happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
     Caller,
+    /// The payment provider.
+    Webhook,
     Sweeper,
 }
 
@@ -55,6 +90,7 @@ impl Cause {
     pub const fn as_str(self) -> &'static str {
         match self {
             Cause::Caller => "caller",
+            Cause::Webhook => "webhook",
             Cause::Sweeper => "sweeper",
         }
     }
@@ -96,11 +132,15 @@ impl Body {
     /// The CloudEvents `type`.
     pub fn kind(&self) -> &'static str {
         match self {
-            Body::Order(step) => match step.order.status {
-                Status::Held => "holdfast.order.held",
-                Status::Confirmed => "holdfast.order.confirmed",
-                Status::Cancelled => "holdfast.order.cancelled",
-                Status::Expired => "holdfast.order.expired",
+            Body::Order(step) => match step.step {
+                Step::Held => "holdfast.order.held",
+                Step::PaymentBegun => "holdfast.order.payment_begun",
+                Step::PaymentFailed => "holdfast.order.payment_failed",
+                Step::Confirmed { .. } => "holdfast.order.confirmed",
+                Step::Cancelled => "holdfast.order.cancelled",
+                Step::Expired => "holdfast.order.expired",
+                Step::Returned { .. } => "holdfast.order.returned",
+                Step::RefundDue(_) => "holdfast.order.refund_due",
             },
             Body::Adjusted(_) => "holdfast.stock.adjusted",
             Body::Sale(step) => match step {
@@ -137,28 +177,40 @@ impl OrderStep {
     /// Where a unit of an order is while the order stands so: (available, held, sold).
     const fn place(status: Option<Status>) -> (i64, i64, i64) {
         match status {
-            Some(Status::Held) => (0, 1, 0),
-            Some(Status::Confirmed) => (0, 0, 1),
+            Some(Status::Held | Status::Paying) => (0, 1, 0),
+            Some(Status::Confirmed | Status::Returned) => (0, 0, 1),
             Some(Status::Cancelled | Status::Expired) | None => (1, 0, 0),
         }
     }
 
     fn changes(&self) -> Vec<Change> {
-        let before = Self::place(self.from);
-        let after = Self::place(Some(self.order.status));
-        let (available, held, sold) = (after.0 - before.0, after.1 - before.1, after.2 - before.2);
-        if (available, held, sold) == (0, 0, 0) {
-            return Vec::new();
-        }
-        let change = |line: &super::order::Line| {
-            let units = i64::from(line.quantity.get());
-            Change {
-                sku: line.sku.clone(),
-                available: available * units,
-                held: held * units,
-                sold: sold * units,
+        let mut changes = Vec::new();
+        let mut add = |lines: &[Line], (available, held, sold): (i64, i64, i64)| {
+            if (available, held, sold) == (0, 0, 0) {
+                return;
+            }
+            for line in lines {
+                let units = i64::from(line.quantity.get());
+                let at = changes.iter().position(|change: &Change| change.sku == line.sku);
+                let at = at.unwrap_or_else(|| {
+                    changes.push(Change { sku: line.sku.clone(), available: 0, held: 0, sold: 0 });
+                    changes.len() - 1
+                });
+                changes[at].available += available * units;
+                changes[at].held += held * units;
+                changes[at].sold += sold * units;
             }
         };
-        self.order.lines.iter().map(change).collect()
+        let (before, after) = (Self::place(self.from), Self::place(Some(self.order.status)));
+        let between = (after.0 - before.0, after.1 - before.1, after.2 - before.2);
+        match &self.step {
+            Step::Returned { lines, restock } => add(lines, (i64::from(*restock), 0, -1)),
+            Step::Confirmed { released } => {
+                add(&self.order.lines, between);
+                add(released, (1, -1, 0));
+            }
+            _ => add(&self.order.lines, between),
+        }
+        changes
     }
 }

@@ -19,7 +19,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
-use super::names::{BuyerId, IdempotencyKey, NameError, SaleId};
+use super::names::{BuyerId, IdempotencyKey, NameError, PaymentId, SaleId};
 
 /// Most lanes that a sale may have.
 pub const LANES_MAX: u8 = 64;
@@ -72,6 +72,8 @@ impl fmt::Debug for EntityKey {
 enum Kind {
     Order,
     Adjustment,
+    Refund,
+    Return,
 }
 
 impl Kind {
@@ -79,6 +81,8 @@ impl Kind {
         match self {
             Kind::Order => "ord_",
             Kind::Adjustment => "adj_",
+            Kind::Refund => "rfd_",
+            Kind::Return => "ret_",
         }
     }
 }
@@ -115,6 +119,16 @@ impl IdSecret {
         self.key(Kind::Adjustment, &[sale.as_str(), key.as_str()])
     }
 
+    /// The key of the refund of this payment for this order: one each.
+    pub fn refund_key(&self, order: &OrderId, payment: &PaymentId) -> EntityKey {
+        self.key(Kind::Refund, &[&order.key().encode(), payment.as_ref()])
+    }
+
+    /// The key of the return that is asked for, for this order, with this idempotency key.
+    pub fn return_key(&self, order: &OrderId, key: &IdempotencyKey) -> EntityKey {
+        self.key(Kind::Return, &[&order.key().encode(), key.as_str()])
+    }
+
     /// The lane, of `lanes`, in which this buyer's orders always fall.
     pub fn lane_of(&self, sale: &SaleId, buyer: &BuyerId, lanes: u8) -> u8 {
         if lanes <= 1 {
@@ -127,6 +141,10 @@ impl IdSecret {
 
     pub fn order_id(&self, lane: &LaneId, key: EntityKey) -> OrderId {
         OrderId(self.id(Kind::Order, lane, key))
+    }
+
+    pub fn refund_id(&self, order: &OrderId, payment: &PaymentId) -> RefundId {
+        RefundId(self.id(Kind::Refund, order.lane(), self.refund_key(order, payment)))
     }
 
     pub fn adjustment_id(&self, lane: &LaneId, key: EntityKey) -> AdjustmentId {
@@ -285,6 +303,10 @@ id!(
 id!(
     /// A stock adjustment's id. Parsing checks its form only; see [`AdjustmentId::is_genuine`].
     AdjustmentId, Kind::Adjustment
+);
+id!(
+    /// A refund's id. Parsing checks its form only; see [`RefundId::is_genuine`].
+    RefundId, Kind::Refund
 );
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::ids::{LaneId, OrderId};
+use super::ids::{LaneId, OrderId, RefundId};
 use super::names::{BuyerId, PaymentId, Sku};
 use super::time::Timestamp;
 
@@ -49,24 +49,37 @@ pub struct Line {
     pub quantity: Quantity,
 }
 
-/// Where an order stands. `held` is the only state that keeps stock without having sold it.
+/// Where an order stands. `held` and `paying` keep stock without having sold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     Held,
+    /// Held while a payment runs.
+    Paying,
     Confirmed,
+    /// Confirmed, and all of it taken back.
+    Returned,
     Cancelled,
     Expired,
 }
 
 impl Status {
-    pub const ALL: [Status; 4] = [Self::Held, Self::Confirmed, Self::Cancelled, Self::Expired];
+    pub const ALL: [Status; 6] = [
+        Self::Held,
+        Self::Paying,
+        Self::Confirmed,
+        Self::Returned,
+        Self::Cancelled,
+        Self::Expired,
+    ];
 
     /// The word that callers see and the database stores.
     pub const fn as_str(self) -> &'static str {
         match self {
             Status::Held => "held",
+            Status::Paying => "paying",
             Status::Confirmed => "confirmed",
+            Status::Returned => "returned",
             Status::Cancelled => "cancelled",
             Status::Expired => "expired",
         }
@@ -81,16 +94,23 @@ impl Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     pub id: OrderId,
-    pub buyer_id: BuyerId,
+    /// `None` for a tombstone that a payment left: nobody knows the order any more.
+    pub buyer_id: Option<BuyerId>,
     pub status: Status,
-    /// What was asked for, in the caller's order. Empty for a tombstone: an order that was
-    /// cancelled before it came.
+    /// What it holds, bought, or held last, in the caller's order. Empty for a tombstone: an order
+    /// that was cancelled before it came.
     pub lines: Vec<Line>,
-    /// The payment that bought it.
+    /// What of it was taken back.
+    #[serde(default)]
+    pub returned: Vec<Line>,
+    /// The payment that runs or that bought it.
     pub payment_id: Option<PaymentId>,
     pub created_at: Timestamp,
     pub expires_at: Timestamp,
     pub confirmed_at: Option<Timestamp>,
+    /// Confirmed after its deadline.
+    #[serde(default)]
+    pub reacquired: bool,
     /// The lane's sequence number of its last event.
     pub seq: u64,
 }
@@ -104,10 +124,51 @@ impl Order {
     /// the sweeper has come by.
     pub fn status_at(&self, now: Timestamp) -> Status {
         match self.status {
-            Status::Held if now >= self.expires_at => Status::Expired,
+            Status::Held | Status::Paying if now >= self.expires_at => Status::Expired,
             status => status,
         }
     }
+}
+
+/// Why a payment must be given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefundReason {
+    /// It came after the deadline, and the stock was gone.
+    PaymentTooLate,
+    /// It came for an order that was cancelled, or that nobody knows any more.
+    OrderCancelled,
+    /// Another payment had bought the order.
+    AlreadyPaid,
+    /// It paid for lines that are no part of the order.
+    LinesMismatch,
+}
+
+impl RefundReason {
+    const ALL: [RefundReason; 4] =
+        [Self::PaymentTooLate, Self::OrderCancelled, Self::AlreadyPaid, Self::LinesMismatch];
+
+    /// The word that callers see and the database stores.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            RefundReason::PaymentTooLate => "payment-too-late",
+            RefundReason::OrderCancelled => "order-cancelled",
+            RefundReason::AlreadyPaid => "already-paid",
+            RefundReason::LinesMismatch => "lines-mismatch",
+        }
+    }
+
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == word)
+    }
+}
+
+/// A payment that must be given back: one per order and payment, for good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefundDue {
+    pub id: RefundId,
+    pub payment_id: PaymentId,
+    pub reason: RefundReason,
 }
 
 #[cfg(test)]

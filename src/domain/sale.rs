@@ -90,13 +90,19 @@ pub struct DefinitionError {
 }
 
 impl Definition {
+    /// The longest that payments can keep an order held, from its beginning.
+    pub fn longest_hold_seconds(&self) -> u32 {
+        let sum = self.hold_seconds.saturating_add(self.payment_grace_seconds);
+        self.max_hold_seconds.unwrap_or(sum)
+    }
+
     /// Fills in what depends on other members and checks every range.
     ///
     /// # Errors
     /// Every member that is out of range, not only the first.
     pub fn check(mut self) -> Result<Self, Vec<DefinitionError>> {
-        let sum = self.hold_seconds.saturating_add(self.payment_grace_seconds);
-        let max_hold = *self.max_hold_seconds.get_or_insert(sum);
+        let max_hold = self.longest_hold_seconds();
+        self.max_hold_seconds = Some(max_hold);
         let mut errors = Errors::default();
 
         let name_chars = self.name.chars().count();

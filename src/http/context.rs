@@ -178,7 +178,7 @@ mod tests {
             crate::ledger::Catalog::new(ledger, &config.catalog, metrics),
             crate::admission::Admission::new(&config.admission, &mut registry),
             crate::telemetry::health::Health::new([]),
-            super::super::Options::new(&config.http, &config.kafka),
+            super::super::Options::new(&config),
             &mut registry,
         )
     }

@@ -16,12 +16,15 @@ use serde_path_to_error::{Path, Segment, Track};
 
 use super::Api;
 use super::problem::{Code, FieldError, Problem};
+use super::refunds::refund_not_found;
 use super::strict::Strict;
-use crate::domain::ids::OrderId;
+use crate::domain::ids::{OrderId, RefundId};
 use crate::domain::names::{IdempotencyKey, SaleId, Sku};
 
 /// The body of most calls.
 pub const BODY_BYTES_MAX: usize = 16 * 1024;
+/// A sale's definition, and what the payment provider sends.
+pub(super) const LARGE_BODY_BYTES_MAX: usize = 256 * 1024;
 /// What is read, and thrown away, of a body that is too large, so that a client which only reads
 /// after it has written gets to see the answer.
 const DRAINED_BYTES_MAX: usize = 1024 * 1024;
@@ -158,6 +161,23 @@ impl<T: Members> FromRequest<Api> for OptionalJson<T> {
     }
 }
 
+/// A body as it came, for whoever must check its signature before reading it.
+#[derive(Debug)]
+pub struct Raw {
+    pub parts: Parts,
+    pub body: Bytes,
+}
+
+impl FromRequest<Api> for Raw {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        let body = read(&parts, body, LARGE_BODY_BYTES_MAX, api).await?;
+        Ok(Self { parts, body })
+    }
+}
+
 impl<T: Members> FromRequest<Api> for Keyed<T> {
     type Rejection = Problem;
 
@@ -208,7 +228,7 @@ fn too_large(max: usize) -> Problem {
 }
 
 /// `application/json`, which is UTF-8 whatever is said of it (RFC 8259).
-fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
+pub(super) fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
     let mut lines = headers.get_all(CONTENT_TYPE).into_iter();
     let only = match (lines.next(), lines.next()) {
         (Some(line), None) => line.to_str().unwrap_or_default(),
@@ -284,6 +304,11 @@ impl PathNames {
     /// An order's id that has the form of one.
     pub fn order_id(&self) -> Result<OrderId, Problem> {
         self.get("order_id").and_then(Result::ok).ok_or_else(order_not_found)
+    }
+
+    /// A refund's id that has the form of one.
+    pub fn refund_id(&self) -> Result<RefundId, Problem> {
+        self.get("refund_id").and_then(Result::ok).ok_or_else(refund_not_found)
     }
 
     pub fn sale_id(&self) -> Result<SaleId, Problem> {

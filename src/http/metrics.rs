@@ -23,10 +23,16 @@ struct ByCode {
     code: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByOutcome {
+    outcome: &'static str,
+}
+
 #[derive(Debug, Clone)]
 pub struct Metrics {
     requests: Family<Request, Histogram, fn() -> Histogram>,
     problems: Family<ByCode, Counter>,
+    webhooks: Family<ByOutcome, Counter>,
 }
 
 impl Metrics {
@@ -36,6 +42,7 @@ impl Metrics {
                 Histogram::new(exponential_buckets(0.000_25, 2.0, 16))
             }),
             problems: Family::default(),
+            webhooks: Family::default(),
         };
         let registry = registry.sub_registry_with_prefix("holdfast_http");
         registry.register_with_unit(
@@ -43,6 +50,11 @@ impl Metrics {
             "Requests, by route, status class and duration",
             Unit::Seconds,
             metrics.requests.clone(),
+        );
+        registry.register(
+            "webhooks",
+            "Signed deliveries of the payment webhook, by what came of them",
+            metrics.webhooks.clone(),
         );
         registry.register("problems", "Errors answered, by code", metrics.problems.clone());
         metrics
@@ -58,6 +70,10 @@ impl Metrics {
         let request =
             Request { method: method_word(method), route: route.to_owned(), status: class(status) };
         self.requests.get_or_create(&request).observe(took.as_secs_f64());
+    }
+
+    pub(super) fn webhook(&self, outcome: &'static str) {
+        self.webhooks.get_or_create(&ByOutcome { outcome }).inc();
     }
 
     pub(super) fn problem(&self, code: Code) {

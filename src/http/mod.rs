@@ -15,6 +15,7 @@ mod metrics;
 mod openapi;
 pub mod orders;
 pub mod problem;
+mod refunds;
 mod routes;
 pub mod sales;
 mod schema;
@@ -23,6 +24,7 @@ mod stock;
 mod strict;
 mod trace;
 mod views;
+mod webhook;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -41,7 +43,7 @@ pub use self::routes::{inner_router, router};
 pub use self::serve::{ServeOptions, serve};
 use self::views::Views;
 use crate::admission::{Admission, InFlight};
-use crate::config::{self, millis};
+use crate::config::{Config, millis};
 use crate::lanes::Lanes;
 use crate::ledger::{Catalog, Ledger};
 use crate::telemetry::health::Health;
@@ -57,18 +59,22 @@ pub struct Options {
     pub view_age_max: Duration,
     /// How long an answer that waits for the database may wait.
     pub recorded_timeout: Duration,
+    /// Any of them signs a delivery of the webhook.
+    pub webhook_secrets: Vec<String>,
     /// Of the Kafka topic: a new sale's lanes are spread over them.
     pub partitions: i32,
 }
 
 impl Options {
-    pub fn new(http: &config::Http, kafka: &config::Kafka) -> Self {
+    pub fn new(config: &Config) -> Self {
+        let http = &config.http;
         Self {
             body_timeout: millis(http.body_timeout_ms),
             request_timeout: millis(http.request_timeout_ms),
             view_age_max: millis(http.view_age_max_ms),
             recorded_timeout: millis(http.recorded_timeout_ms),
-            partitions: kafka.partitions,
+            webhook_secrets: config.payments.webhook_secrets.clone(),
+            partitions: config.kafka.partitions,
         }
     }
 }

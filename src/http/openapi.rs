@@ -11,7 +11,8 @@ use utoipa::{Modify, OpenApi as _, ToSchema};
 
 use super::auth::Anybody;
 use super::problem::{CONTENT_TYPE_PROBLEM, Code, FieldError};
-use super::{adjustments, health, json, orders, sales, stock, views};
+use crate::domain::ids::RefundId;
+use super::{adjustments, health, json, orders, refunds, sales, stock, views, webhook};
 
 /// An error, RFC 9457. Further members say what a caller needs to act.
 #[derive(ToSchema)]
@@ -28,6 +29,8 @@ struct Problem {
     errors: Option<Vec<FieldError>>,
     /// Of those about an order.
     order: Option<orders::OrderView>,
+    /// Of a payment that must be given back.
+    refund_id: Option<RefundId>,
     /// Of `rate-limited`.
     retry_after_ms: Option<u64>,
 }
@@ -36,16 +39,18 @@ struct Problem {
 #[openapi(
     info(title = "Holdfast", description = "Holds, sells and releases the limited stock of flash sales, exactly once."),
     paths(
-        orders::place, orders::list, orders::show, orders::confirm, orders::cancel,
-        orders::cancel_by_key,
+        orders::place, orders::list, orders::show, orders::cancel,
+        orders::cancel_by_key, orders::payments::begin_payment, orders::payments::confirm,
+        orders::returns::take_back, refunds::list, refunds::settle,
+        webhook::receive,
         sales::define, sales::definition, sales::pause, sales::resume, sales::close,
         views::show, views::list,
         stock::show, adjustments::adjust, adjustments::list,
         health::livez, health::readyz, show,
     ),
-    components(schemas(Problem, Code, FieldError)),
+    components(schemas(Problem, Code, FieldError, webhook::PaymentData)),
     modifiers(&Key, &Errors),
-    tags((name = "orders"), (name = "sales"), (name = "stock"), (name = "health")),
+    tags((name = "orders"), (name = "payments"), (name = "refunds"), (name = "sales"), (name = "stock"), (name = "health")),
 )]
 struct Document;
 

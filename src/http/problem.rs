@@ -51,11 +51,13 @@ codes! {
     IdempotencyKeyRequired "idempotency-key-required" BAD_REQUEST "The Idempotency-Key header is missing";
     IdempotencyKeyInvalid "idempotency-key-invalid" BAD_REQUEST "The Idempotency-Key header is not valid";
     Unauthenticated "unauthenticated" UNAUTHORIZED "A valid API key is needed";
+    InvalidSignature "invalid-signature" UNAUTHORIZED "The signature is forged or stale";
     Forbidden "forbidden" FORBIDDEN "The API key may not do this";
     NotFound "not-found" NOT_FOUND "There is no such path";
     SaleNotFound "sale-not-found" NOT_FOUND "There is no such sale";
     SkuNotFound "sku-not-found" NOT_FOUND "The sale has no such SKU";
     OrderNotFound "order-not-found" NOT_FOUND "There is no such order";
+    RefundNotFound "refund-not-found" NOT_FOUND "There is no such refund";
     MethodNotAllowed "method-not-allowed" METHOD_NOT_ALLOWED "The path does not take this method";
     RequestTimeout "request-timeout" REQUEST_TIMEOUT "The request did not arrive in time";
     SaleClosed "sale-closed" CONFLICT "The sale is closed";
@@ -66,8 +68,11 @@ codes! {
     OrderCancelled "order-cancelled" CONFLICT "The order is cancelled";
     OrderExpired "order-expired" CONFLICT "The order has expired";
     OrderConfirmed "order-confirmed" CONFLICT "The order is confirmed";
+    OrderReturned "order-returned" CONFLICT "The order was taken back";
+    OrderNotConfirmed "order-not-confirmed" CONFLICT "The order is not confirmed";
     AlreadyPaid "already-paid" CONFLICT "Another payment has bought the order";
     PaymentTooLate "payment-too-late" CONFLICT "The payment came after the order's deadline";
+    ReturnExceedsOrder "return-exceeds-order" CONFLICT "More is taken back than is left of the order";
     SaleArchived "sale-archived" CONFLICT "The sale is archived";
     SaleInUse "sale-in-use" CONFLICT "The sale has orders or adjustments";
     StockInUse "stock-in-use" CONFLICT "More is held or sold than would be left";

@@ -8,7 +8,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::auth::{Caller, OperatorCaller};
-use super::extract::{Json, Members, NoMembers, NoParameters, OptionalJson, Params, PathNames};
+use super::extract::{
+    Json, LARGE_BODY_BYTES_MAX, Members, NoMembers, NoParameters, OptionalJson, Params, PathNames,
+};
 use super::orders::sale_archived;
 use super::problem::{Code, FieldError, Problem};
 use super::views::SaleView;
@@ -21,14 +23,13 @@ use crate::lanes::command::{Define, Phase, PhaseChange};
 use crate::lanes::reply::{Defined, Phased};
 use crate::ledger::{SaleLock, digest};
 
-const DEFINITION_BYTES_MAX: usize = 256 * 1024;
 /// The epoch under which a lane is made for the first time.
 const FIRST_EPOCH: u32 = 1;
 /// How often a definition follows its lane when that is ahead of the database.
 const DEFINE_TRIES_MAX: usize = 3;
 
 impl Members for Definition {
-    const BYTES_MAX: usize = DEFINITION_BYTES_MAX;
+    const BYTES_MAX: usize = LARGE_BODY_BYTES_MAX;
 
     fn check(self) -> Result<Self, Vec<FieldError>> {
         Definition::check(self).map_err(|errors| errors.into_iter().map(Into::into).collect())

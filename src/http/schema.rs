@@ -8,7 +8,7 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::extract::{TEXT_CHARS_MAX, Text};
-use crate::domain::ids::{AdjustmentId, OrderId};
+use crate::domain::ids::{AdjustmentId, OrderId, RefundId};
 use crate::domain::names::{BuyerId, IdempotencyKey, KeyName, PaymentId, SaleId, Sku};
 use crate::domain::order::{QUANTITY_MAX, Quantity};
 use crate::domain::time::Timestamp;
@@ -48,6 +48,7 @@ schema! {
     IdempotencyKey |s| text(s, VISIBLE_ASCII, 255);
     OrderId |s| s.description(Some("Opaque"));
     AdjustmentId |s| s.description(Some("Opaque"));
+    RefundId |s| s.description(Some("Opaque"));
     Text |s| s.min_length(Some(1)).max_length(Some(TEXT_CHARS_MAX));
     Timestamp |s| s
         .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))

@@ -2,7 +2,8 @@
 
 use redis::Cmd;
 
-use crate::domain::ids::{AdjustmentId, OrderId};
+use crate::domain::event::Cause;
+use crate::domain::ids::{AdjustmentId, EntityKey, OrderId};
 use crate::domain::names::{BuyerId, KeyName, PaymentId, Sku};
 use crate::domain::order::Line;
 use crate::domain::sale::Definition;
@@ -22,11 +23,44 @@ pub struct Reserve {
     pub trace: Trace,
 }
 
-/// Sell what an order holds.
+/// Keep the hold while this payment runs.
+#[derive(Debug, Clone)]
+pub struct BeginPayment {
+    pub id: OrderId,
+    pub payment: PaymentId,
+    pub trace: Trace,
+}
+
+/// This payment came to nothing.
+#[derive(Debug, Clone)]
+pub struct FailPayment {
+    pub id: OrderId,
+    pub payment: PaymentId,
+    pub cause: Cause,
+    pub trace: Trace,
+}
+
+/// Sell what an order holds, or a part of it and release the rest.
 #[derive(Debug, Clone)]
 pub struct Confirm {
     pub id: OrderId,
     pub payment: PaymentId,
+    /// What is bought; empty for all.
+    pub lines: Vec<Line>,
+    pub cause: Cause,
+    pub trace: Trace,
+}
+
+/// Take back what was sold.
+#[derive(Debug, Clone)]
+pub struct Return {
+    pub id: OrderId,
+    /// Which return of the order this is.
+    pub key: EntityKey,
+    /// What comes back; empty for all that is left.
+    pub lines: Vec<Line>,
+    /// On sale again, or out of the total.
+    pub restock: bool,
     pub trace: Trace,
 }
 
@@ -85,8 +119,11 @@ pub struct Phase {
 #[derive(Debug, Clone)]
 pub enum Command {
     Reserve(Reserve),
+    BeginPayment(BeginPayment),
+    FailPayment(FailPayment),
     Confirm(Confirm),
     Cancel(Cancel),
+    Return(Return),
     /// End overdue holds until so many are found; see [`super::Lanes::expire`].
     Expire {
         max: usize,
@@ -112,6 +149,15 @@ pub(super) fn encode_lines(lines: &[Line]) -> String {
     parts.join(",")
 }
 
+/// As events say who made them happen.
+pub(super) fn cause(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Caller => "c",
+        Cause::Webhook => "w",
+        Cause::Sweeper => "s",
+    }
+}
+
 fn optional<T: ToString>(value: Option<T>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()
 }
@@ -127,7 +173,10 @@ impl Command {
             Command::Reserve(reserve) => reserve.lines.len(),
             Command::Define(define) => define.definition.skus.len(),
             Command::Expire { max } => *max,
-            Command::Confirm(_)
+            Command::Return(c) => c.lines.len().max(1),
+            Command::BeginPayment(_)
+            | Command::FailPayment(_)
+            | Command::Confirm(_)
             | Command::Cancel(_)
             | Command::Get { .. }
             | Command::Stock
@@ -146,9 +195,21 @@ impl Command {
                 call.arg(c.buyer.as_str()).arg(optional(c.hold_seconds));
                 call.arg(encode_lines(&c.lines));
             }
-            Command::Confirm(c) => {
-                call.arg("confirm").arg(optional(c.trace.as_ref())).arg(c.id.key().encode());
+            Command::BeginPayment(c) => {
+                call.arg("begin").arg(optional(c.trace.as_ref())).arg(c.id.key().encode());
                 call.arg(c.payment.as_str());
+            }
+            Command::FailPayment(c) => {
+                call.arg("fail").arg(optional(c.trace.as_ref())).arg(cause(c.cause));
+                call.arg(c.id.key().encode()).arg(c.payment.as_str());
+            }
+            Command::Confirm(c) => {
+                call.arg("confirm").arg(optional(c.trace.as_ref())).arg(cause(c.cause));
+                call.arg(c.id.key().encode()).arg(c.payment.as_str()).arg(encode_lines(&c.lines));
+            }
+            Command::Return(c) => {
+                call.arg("return").arg(optional(c.trace.as_ref())).arg(c.id.key().encode());
+                call.arg(c.key.encode()).arg(u8::from(c.restock)).arg(encode_lines(&c.lines));
             }
             Command::Cancel(c) => {
                 call.arg("cancel").arg(optional(c.trace.as_ref())).arg(c.id.key().encode());
@@ -194,7 +255,8 @@ fn encode_define(c: &Define, call: &mut Cmd) {
     call.arg(optional(c.create_epoch)).arg(&c.digest);
     call.arg(optional(definition.opens_at.map(|at| at.millis())));
     call.arg(optional(definition.closes_at.map(|at| at.millis())));
-    call.arg(definition.hold_seconds).arg(optional(definition.per_buyer_limit));
+    call.arg(definition.hold_seconds).arg(definition.payment_grace_seconds);
+    call.arg(definition.longest_hold_seconds()).arg(optional(definition.per_buyer_limit));
     call.arg(c.actor.as_str()).arg(json(definition)).arg(definition.skus.len());
     for sku in &definition.skus {
         call.arg(sku.sku.as_str()).arg(sku.stock).arg(optional(sku.per_buyer_limit));

@@ -27,14 +27,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use self::combiner::{RawReply, Waiting};
-use self::command::{Adjust, Cancel, Command, Confirm, Define, Phase, Reserve};
+use self::command::{
+    Adjust, BeginPayment, Cancel, Command, Confirm, Define, FailPayment, Phase, Reserve, Return,
+};
 use self::connection::Connections;
 pub use self::connection::{BLOCK_MAX, CallError};
 pub use self::keys::LaneKeys;
 use self::metrics::Metrics;
 use self::reply::{
-    Adjusted, Cancelled, Confirmed, Defined, Expired, Marks, Phased, ReplyError, Reserved, Stamped,
-    Stock,
+    Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, ReplyError,
+    Reserved, Returned, Stamped, Stock,
 };
 use self::scripts::Scripts;
 use crate::config::{self, millis};
@@ -186,6 +188,27 @@ impl Lanes {
         let id = command.id.clone();
         let raw = self.submit(id.lane(), Command::Confirm(command)).await?;
         read(raw, |text| reply::confirmed(id, text))
+    }
+
+    pub async fn begin_payment(
+        &self,
+        command: BeginPayment,
+    ) -> Result<Stamped<Begun>, LaneError> {
+        let id = command.id.clone();
+        let raw = self.submit(id.lane(), Command::BeginPayment(command)).await?;
+        read(raw, |text| reply::begun(id, text))
+    }
+
+    pub async fn fail_payment(&self, command: FailPayment) -> Result<Stamped<Failed>, LaneError> {
+        let id = command.id.clone();
+        let raw = self.submit(id.lane(), Command::FailPayment(command)).await?;
+        read(raw, |text| reply::failed(id, text))
+    }
+
+    pub async fn take_back(&self, command: Return) -> Result<Stamped<Returned>, LaneError> {
+        let id = command.id.clone();
+        let raw = self.submit(id.lane(), Command::Return(command)).await?;
+        read(raw, |text| reply::returned(id, text))
     }
 
     pub async fn cancel(&self, command: Cancel) -> Result<Stamped<Cancelled>, LaneError> {

@@ -1,8 +1,10 @@
 //! A lane's outbox: its entries as events, read by the relay.
 
-use super::reply::{self, ReplyError, bad, fields};
-use crate::domain::event::{Body, Cause, Event, OrderStep, SaleStep, StockSet};
-use crate::domain::ids::{EntityKey, IdSecret, LaneId};
+use super::reply::{self, ORDER_WORDS, ReplyError, bad, fields};
+use crate::domain::event::{Body, Cause, Event, OrderStep, SaleStep, Step, StockSet};
+use crate::domain::ids::{EntityKey, IdSecret, LaneId, OrderId};
+use crate::domain::names::PaymentId;
+use crate::domain::order::RefundDue;
 use crate::domain::time::Timestamp;
 
 /// One outbox entry: its stream id, then fields and values in turn, in the order of the `XADD`.
@@ -46,32 +48,36 @@ fn body<'a>(
     payload: &'a str,
 ) -> Result<(&'a str, Body), ReplyError> {
     match kind {
-        "held" | "confirmed" | "cancelled" | "expired" => order_step(lane, secret, payload),
         "adjusted" => {
             let [key, trace, record] = fields::<3>(payload)?;
             let key = EntityKey::decode(key).ok_or_else(|| bad(key))?;
             let adjustment = reply::adjustment(secret.adjustment_id(lane, key), record)?;
             Ok((trace, Body::Adjusted(adjustment)))
         }
-        _ => sale_step(kind, payload),
+        "defined" | "paused" | "resumed" | "closed" | "archived" => sale_step(kind, payload),
+        _ => order_step(lane, secret, kind, payload),
     }
 }
 
-/// Reads `key from cause trace RECORD reason`, the record being nine fields.
+/// Reads `key from cause trace moved about STATE reason`, the state being [`ORDER_WORDS`] fields.
 fn order_step<'a>(
     lane: &LaneId,
     secret: &IdSecret,
+    kind: &str,
     payload: &'a str,
 ) -> Result<(&'a str, Body), ReplyError> {
-    let [key, from, cause, trace, rest] = fields::<5>(payload)?;
-    let reason_at = rest.match_indices(' ').nth(8).ok_or_else(|| bad(rest))?.0;
-    let (record, reason) = (&rest[..reason_at], &rest[reason_at + 1..]);
+    let [key, from, cause, trace, moved, about, rest] = fields::<7>(payload)?;
+    let words = fields::<{ ORDER_WORDS + 1 }>(rest)?;
+    let [state @ .., reason] = words;
     let key = EntityKey::decode(key).ok_or_else(|| bad(key))?;
+    let id = secret.order_id(lane, key);
     let step = OrderStep {
-        order: reply::order(secret.order_id(lane, key), record)?,
+        step: step(secret, &id, kind, moved, about)?,
+        order: reply::order_state(id, state)?,
         from: if from == "-" { None } else { Some(reply::status(from)?) },
         cause: match cause {
             "c" => Cause::Caller,
+            "w" => Cause::Webhook,
             "s" => Cause::Sweeper,
             other => return Err(bad(other)),
         },
@@ -81,6 +87,32 @@ fn order_step<'a>(
         },
     };
     Ok((trace, Body::Order(step)))
+}
+
+fn step(
+    secret: &IdSecret,
+    id: &OrderId,
+    kind: &str,
+    moved: &str,
+    about: &str,
+) -> Result<Step, ReplyError> {
+    let two = || about.split_once(':').ok_or_else(|| bad(about));
+    Ok(match kind {
+        "held" => Step::Held,
+        "payment_begun" => Step::PaymentBegun,
+        "payment_failed" => Step::PaymentFailed,
+        "confirmed" => Step::Confirmed { released: reply::lines(moved)? },
+        "cancelled" => Step::Cancelled,
+        "expired" => Step::Expired,
+        "returned" => Step::Returned { lines: reply::lines(moved)?, restock: two()?.0 == "1" },
+        "refund_due" => {
+            let (why, payment) = two()?;
+            let payment_id: PaymentId = payment.parse().map_err(|_| bad(about))?;
+            let id = secret.refund_id(id, &payment_id);
+            Step::RefundDue(RefundDue { id, payment_id, reason: reply::refund_reason(why)? })
+        }
+        other => return Err(bad(other)),
+    })
 }
 
 fn sale_step<'a>(kind: &str, payload: &'a str) -> Result<(&'a str, Body), ReplyError> {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::domain::ids::{AdjustmentId, OrderId};
 use crate::domain::names::Sku;
-use crate::domain::order::{Line, Order, Quantity, Status};
+use crate::domain::order::{Line, Order, Quantity, RefundReason, Status};
 use crate::domain::sale::Phase;
 use crate::domain::stock::{Adjustment, AdjustmentNote, Counters, TOTAL_MAX};
 use crate::domain::time::Timestamp;
@@ -83,15 +83,54 @@ pub enum Reserved {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Begun {
+    Begun(Order),
+    /// This payment runs already.
+    Same(Order),
+    /// It is neither held nor being paid any more.
+    Over(Order),
+    /// This payment must be given back.
+    Refund(RefundReason, Order),
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failed {
+    Failed(Order),
+    /// It is not this payment that runs.
+    Ignored(Order),
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Confirmed {
     Confirmed(Order),
     /// This payment had bought it before.
     Same(Order),
-    /// Another payment had.
-    AlreadyPaid(Order),
-    Cancelled(Order),
-    TooLate(Order),
+    /// This payment must be given back: now, and whenever it is asked again.
+    Refund(RefundReason, Order),
+    /// The lines are no part of what is held.
+    NotPart,
+    Archived,
+    /// As much is remembered of the order as may be.
+    Overloaded,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Returned {
+    Returned(Order),
+    /// The same key with the same meaning: the order as it stands now.
+    Replayed(Order),
+    /// The same key with another meaning.
+    KeyReused,
+    /// More than is left of it.
+    Exceeds(Order),
+    /// It is not confirmed.
+    Over(Order),
     Unknown,
+    Archived,
+    /// As much is remembered of the order as may be.
+    Overloaded,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,8 +138,8 @@ pub enum Cancelled {
     Cancelled(Order),
     /// It was cancelled before.
     Same(Order),
-    /// It is sold, and stays so.
-    Confirmed(Order),
+    /// It is sold, and stays so, also where all of it came back.
+    Sold(Order),
     Unknown,
     Archived,
     /// There is no room for the tombstone of an order that has not come.
@@ -201,6 +240,8 @@ fn outcome(text: &str) -> (&str, &str) {
 pub(super) fn status(letter: &str) -> Result<Status, ReplyError> {
     match letter {
         "h" => Ok(Status::Held),
+        "p" => Ok(Status::Paying),
+        "r" => Ok(Status::Returned),
         "c" => Ok(Status::Confirmed),
         "x" => Ok(Status::Cancelled),
         "e" => Ok(Status::Expired),
@@ -208,7 +249,7 @@ pub(super) fn status(letter: &str) -> Result<Status, ReplyError> {
     }
 }
 
-fn lines(text: &str) -> Result<Vec<Line>, ReplyError> {
+pub(super) fn lines(text: &str) -> Result<Vec<Line>, ReplyError> {
     if text.is_empty() {
         return Ok(Vec::new());
     }
@@ -221,16 +262,27 @@ fn lines(text: &str) -> Result<Vec<Line>, ReplyError> {
         .collect()
 }
 
-/// Reads `status seq created expires confirmed hold payment buyer lines`.
+/// Reads `status seq created expires confirmed hold payment reacquired buyer lines asked returned`,
+/// and passes over the notes that follow in a record.
 pub(super) fn order(id: OrderId, record: &str) -> Result<Order, ReplyError> {
-    let [letter, seq, created, expires, confirmed, _hold, payment, buyer, lines_text] =
-        fields::<9>(record)?;
+    let [state @ .., _notes] = fields::<13>(record)?;
+    order_state(id, state)
+}
+
+/// How many words say how an order stands.
+pub(super) const ORDER_WORDS: usize = 12;
+
+pub(super) fn order_state(id: OrderId, words: [&str; ORDER_WORDS]) -> Result<Order, ReplyError> {
+    let [letter, seq, created, expires, confirmed, _hold, payment, reacquired, buyer, bought, _asked, returned] =
+        words;
     Ok(Order {
         id,
-        buyer_id: number(buyer)?,
+        buyer_id: optional(buyer)?,
         status: status(letter)?,
-        lines: lines(lines_text)?,
+        lines: lines(bought)?,
+        returned: lines(returned)?,
         payment_id: optional(payment)?,
+        reacquired: reacquired == "1",
         created_at: time(created)?,
         expires_at: time(expires)?,
         confirmed_at: optional_time(confirmed)?,
@@ -312,15 +364,69 @@ fn shortages(text: &str) -> Result<Vec<Shortage>, ReplyError> {
         .collect()
 }
 
+/// Why a payment must be given back, as records write it.
+pub(super) fn refund_reason(letter: &str) -> Result<RefundReason, ReplyError> {
+    match letter {
+        "l" => Ok(RefundReason::PaymentTooLate),
+        "x" => Ok(RefundReason::OrderCancelled),
+        "a" => Ok(RefundReason::AlreadyPaid),
+        "m" => Ok(RefundReason::LinesMismatch),
+        other => Err(bad(other)),
+    }
+}
+
+/// Reads `why RECORD`.
+fn refund(id: OrderId, text: &str) -> Result<(RefundReason, Order), ReplyError> {
+    let [why, record] = fields::<2>(text)?;
+    Ok((refund_reason(why)?, order(id, record)?))
+}
+
+pub fn begun(id: OrderId, reply: &str) -> Result<Begun, ReplyError> {
+    let (name, rest) = outcome(reply);
+    Ok(match name {
+        "unknown" => Begun::Unknown,
+        "begun" => Begun::Begun(order(id, rest)?),
+        "same" => Begun::Same(order(id, rest)?),
+        "over" => Begun::Over(order(id, rest)?),
+        "refund" => refund(id, rest).map(|(why, order)| Begun::Refund(why, order))?,
+        _ => return Err(bad(reply)),
+    })
+}
+
+pub fn failed(id: OrderId, reply: &str) -> Result<Failed, ReplyError> {
+    let (name, rest) = outcome(reply);
+    Ok(match name {
+        "unknown" => Failed::Unknown,
+        "failed" => Failed::Failed(order(id, rest)?),
+        "ignored" => Failed::Ignored(order(id, rest)?),
+        _ => return Err(bad(reply)),
+    })
+}
+
 pub fn confirmed(id: OrderId, reply: &str) -> Result<Confirmed, ReplyError> {
     let (name, rest) = outcome(reply);
     Ok(match name {
-        "unknown" => Confirmed::Unknown,
+        "archived" => Confirmed::Archived,
+        "overloaded" => Confirmed::Overloaded,
+        "not-part" => Confirmed::NotPart,
         "confirmed" => Confirmed::Confirmed(order(id, rest)?),
         "same" => Confirmed::Same(order(id, rest)?),
-        "already-paid" => Confirmed::AlreadyPaid(order(id, rest)?),
-        "cancelled" => Confirmed::Cancelled(order(id, rest)?),
-        "too-late" => Confirmed::TooLate(order(id, rest)?),
+        "refund" => refund(id, rest).map(|(why, order)| Confirmed::Refund(why, order))?,
+        _ => return Err(bad(reply)),
+    })
+}
+
+pub fn returned(id: OrderId, reply: &str) -> Result<Returned, ReplyError> {
+    let (name, rest) = outcome(reply);
+    Ok(match name {
+        "unknown" => Returned::Unknown,
+        "archived" => Returned::Archived,
+        "overloaded" => Returned::Overloaded,
+        "reused" => Returned::KeyReused,
+        "returned" => Returned::Returned(order(id, rest)?),
+        "replayed" => Returned::Replayed(order(id, rest)?),
+        "exceeds" => Returned::Exceeds(order(id, rest)?),
+        "over" => Returned::Over(order(id, rest)?),
         _ => return Err(bad(reply)),
     })
 }
@@ -333,7 +439,7 @@ pub fn cancelled(id: OrderId, reply: &str) -> Result<Cancelled, ReplyError> {
         "overloaded" => Cancelled::Overloaded,
         "cancelled" => Cancelled::Cancelled(order(id, rest)?),
         "same" => Cancelled::Same(order(id, rest)?),
-        "confirmed" => Cancelled::Confirmed(order(id, rest)?),
+        "sold" => Cancelled::Sold(order(id, rest)?),
         _ => return Err(bad(reply)),
     })
 }

@@ -9,10 +9,11 @@ use sqlx::PgConnection;
 use super::dead_letters::{DeadLetter, bury};
 use super::lanes::columns;
 use super::parked::{Parked, ParkedKey, park, unpark};
+use super::refunds::insert_refund;
 use super::row::{bigint, datetime};
 use super::sales::set_definition;
 use super::{Ledger, LedgerError};
-use crate::domain::event::{Body, Event, SaleStep};
+use crate::domain::event::{Body, Event, SaleStep, Step};
 use crate::domain::ids::LaneId;
 use crate::domain::names::Sku;
 use crate::domain::order::Order;
@@ -98,6 +99,7 @@ impl Ledger {
             rows += upsert_orders(connection, &batch.events).await?;
             rows += append_ledger(connection, &batch.events).await?;
             rows += insert_adjustments(connection, &batch.events).await?;
+            rows += insert_refunds(connection, &batch.events).await?;
             add_to_counters(connection, &batch.events).await?;
             record_sale_steps(connection, &batch.events).await?;
         }
@@ -159,7 +161,8 @@ async fn upsert_orders(connection: &mut PgConnection, events: &[Event]) -> Resul
     let (ids, orders): (Vec<String>, Vec<&Order>) = last.into_iter().unzip();
     let sales: Vec<&str> = orders.iter().map(|o| o.lane().sale.as_str()).collect();
     let lanes: Vec<i16> = orders.iter().map(|o| o.lane().lane.into()).collect();
-    let buyers: Vec<&str> = orders.iter().map(|o| o.buyer_id.as_str()).collect();
+    let buyers: Vec<Option<&str>> =
+        orders.iter().map(|o| o.buyer_id.as_ref().map(AsRef::as_ref)).collect();
     let statuses: Vec<&str> = orders.iter().map(|o| o.status.as_str()).collect();
     let lines: Vec<String> = orders.iter().map(|o| json(&o.lines)).collect();
     let payments: Vec<Option<&str>> =
@@ -169,18 +172,22 @@ async fn upsert_orders(connection: &mut PgConnection, events: &[Event]) -> Resul
     let confirmed: Vec<Option<DateTime<Utc>>> =
         orders.iter().map(|o| o.confirmed_at.map(datetime)).collect();
     let seqs: Vec<i64> = orders.iter().map(|o| bigint(o.seq)).collect();
+    let returned: Vec<String> = orders.iter().map(|o| json(&o.returned)).collect();
+    let reacquired: Vec<bool> = orders.iter().map(|o| o.reacquired).collect();
     let done = sqlx::query!(
         "INSERT INTO orders (id, sale_id, lane, buyer_id, status, lines, payment_id,
-           created_at, expires_at, confirmed_at, seq)
+           created_at, expires_at, confirmed_at, seq, returned, reacquired)
          SELECT id, sale_id, lane, buyer_id, status, lines::jsonb, payment_id,
-           created_at, expires_at, confirmed_at, seq
+           created_at, expires_at, confirmed_at, seq, returned::jsonb, reacquired
          FROM UNNEST($1::text[], $2::text[], $3::smallint[], $4::text[], $5::text[], $6::text[],
-           $7::text[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::bigint[])
+           $7::text[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::bigint[],
+           $12::text[], $13::boolean[])
            AS seen (id, sale_id, lane, buyer_id, status, lines, payment_id,
-             created_at, expires_at, confirmed_at, seq)
+             created_at, expires_at, confirmed_at, seq, returned, reacquired)
          ON CONFLICT (id) DO UPDATE SET status = excluded.status, lines = excluded.lines,
            payment_id = excluded.payment_id, expires_at = excluded.expires_at,
-           confirmed_at = excluded.confirmed_at, seq = excluded.seq
+           confirmed_at = excluded.confirmed_at, seq = excluded.seq,
+           returned = excluded.returned, reacquired = excluded.reacquired
          WHERE orders.seq < excluded.seq",
         &ids,
         &sales as _,
@@ -192,7 +199,9 @@ async fn upsert_orders(connection: &mut PgConnection, events: &[Event]) -> Resul
         &created,
         &expires,
         &confirmed as _,
-        &seqs
+        &seqs,
+        &returned,
+        &reacquired
     )
     .execute(connection)
     .await?;
@@ -366,6 +375,18 @@ async fn insert_adjustment(
     Ok(done.rows_affected())
 }
 
+/// Payments that must be given back: one row per order and payment, whoever says so first.
+async fn insert_refunds(connection: &mut PgConnection, events: &[Event]) -> Result<u64, ApplyError> {
+    let mut rows = 0;
+    // Rare beside orders: a statement each.
+    for event in events {
+        let Body::Order(order) = &event.body else { continue };
+        let Step::RefundDue(due) = &order.step else { continue };
+        rows += insert_refund(connection, &order.order.id, due, event.at).await?;
+    }
+    Ok(rows)
+}
+
 /// What a batch adds to the counters of one SKU of one lane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Delta {
@@ -376,13 +397,14 @@ struct Delta {
     version: i64,
 }
 
-/// Sums up what the events change. The total moves by definitions and adjustments alone, so an
-/// order that does not conserve its units breaks the table's check (I1).
+/// Sums up what the events change. The total moves by definitions, adjustments and returns that are
+/// not restocked alone, so any other step that does not conserve its units breaks the table's check
+/// (I1).
 fn deltas(events: &[Event]) -> BTreeMap<(&LaneId, Sku), Delta> {
     let mut deltas: BTreeMap<(&LaneId, Sku), Delta> = BTreeMap::new();
     for event in events {
         let (moves_total, version) = match &event.body {
-            Body::Order(_) => (false, 0),
+            Body::Order(step) => (matches!(step.step, Step::Returned { restock: false, .. }), 0),
             Body::Adjusted(_) => (true, 1),
             Body::Sale(_) => (true, 0),
         };

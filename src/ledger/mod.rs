@@ -11,6 +11,7 @@ mod lanes;
 mod migrate;
 mod orders;
 mod parked;
+mod refunds;
 mod row;
 mod sales;
 
@@ -33,6 +34,7 @@ pub use keys::{ApiKey, Scope};
 pub use lanes::{LaneMark, RecordedEvent};
 pub use orders::{OrderCursor, OrderFilter};
 pub use parked::{Parked, ParkedKey, StoredRecord};
+pub use refunds::{Refund, RefundCursor, RefundFilter};
 pub use sales::{Sale, SaleLane, SaleLock, digest};
 
 /// Longest that an open transaction may sit idle before the database ends it: a definition that

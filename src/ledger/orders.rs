@@ -27,7 +27,7 @@ pub struct OrderCursor {
 
 struct OrderRow {
     id: String,
-    buyer_id: String,
+    buyer_id: Option<String>,
     status: String,
     lines: Json<Vec<Line>>,
     payment_id: Option<String>,
@@ -35,6 +35,8 @@ struct OrderRow {
     expires_at: DateTime<Utc>,
     confirmed_at: Option<DateTime<Utc>>,
     seq: i64,
+    returned: Json<Vec<Line>>,
+    reacquired: bool,
 }
 
 impl TryFrom<OrderRow> for Order {
@@ -44,7 +46,7 @@ impl TryFrom<OrderRow> for Order {
         let payment = |text: &String| parse::<PaymentId>("payment id", text);
         Ok(Self {
             id: parse("order id", &row.id)?,
-            buyer_id: parse("buyer id", &row.buyer_id)?,
+            buyer_id: row.buyer_id.as_ref().map(|id| parse("buyer id", id)).transpose()?,
             status: Status::from_word(&row.status)
                 .ok_or_else(|| corrupt("order status", &row.status))?,
             lines: row.lines.0,
@@ -53,6 +55,8 @@ impl TryFrom<OrderRow> for Order {
             expires_at: row.expires_at.into(),
             confirmed_at: row.confirmed_at.map(Into::into),
             seq: number("seq", row.seq)?,
+            returned: row.returned.0,
+            reacquired: row.reacquired,
         })
     }
 }
@@ -72,7 +76,8 @@ impl Ledger {
         let row = sqlx::query_as!(
             OrderRow,
             r#"SELECT id, buyer_id, status, lines AS "lines: Json<Vec<Line>>", payment_id,
-                 created_at, expires_at, confirmed_at, seq
+                 created_at, expires_at, confirmed_at, seq,
+                 returned AS "returned: Json<Vec<Line>>", reacquired
              FROM orders WHERE id = $1"#,
             id.to_string()
         )
@@ -113,7 +118,8 @@ impl Ledger {
         Ok(sqlx::query_as!(
             OrderRow,
             r#"SELECT id, buyer_id, status, lines AS "lines: Json<Vec<Line>>", payment_id,
-                 created_at, expires_at, confirmed_at, seq
+                 created_at, expires_at, confirmed_at, seq,
+                 returned AS "returned: Json<Vec<Line>>", reacquired
              FROM orders
              WHERE buyer_id = $1 AND (created_at, id) < ($2, $3)
                AND ($4::text IS NULL OR sale_id = $4) AND ($5::text IS NULL OR status = $5)
@@ -139,10 +145,11 @@ impl Ledger {
         let (before, before_id) = bounds(cursor);
         Ok(sqlx::query_as!(
             OrderRow,
-            r#"SELECT o.id AS "id!", o.buyer_id AS "buyer_id!", o.status AS "status!",
+            r#"SELECT o.id AS "id!", o.buyer_id, o.status AS "status!",
                  o.lines AS "lines!: Json<Vec<Line>>", o.payment_id,
                  o.created_at AS "created_at!", o.expires_at AS "expires_at!", o.confirmed_at,
-                 o.seq AS "seq!"
+                 o.seq AS "seq!", o.returned AS "returned!: Json<Vec<Line>>",
+                 o.reacquired AS "reacquired!"
              FROM UNNEST($2::text[]) AS asked (status), LATERAL (
                SELECT * FROM orders
                WHERE sale_id = $1 AND status = asked.status AND (created_at, id) < ($3, $4)
@@ -168,10 +175,11 @@ impl Ledger {
         let (before, before_id) = bounds(cursor);
         Ok(sqlx::query_as!(
             OrderRow,
-            r#"SELECT o.id AS "id!", o.buyer_id AS "buyer_id!", o.status AS "status!",
+            r#"SELECT o.id AS "id!", o.buyer_id, o.status AS "status!",
                  o.lines AS "lines!: Json<Vec<Line>>", o.payment_id,
                  o.created_at AS "created_at!", o.expires_at AS "expires_at!", o.confirmed_at,
-                 o.seq AS "seq!"
+                 o.seq AS "seq!", o.returned AS "returned!: Json<Vec<Line>>",
+                 o.reacquired AS "reacquired!"
              FROM UNNEST($1::text[]) AS asked (status), LATERAL (
                SELECT * FROM orders
                WHERE status = asked.status AND (created_at, id) < ($2, $3)

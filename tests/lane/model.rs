@@ -4,17 +4,19 @@
 
 use std::collections::BTreeMap;
 
-use holdfast::domain::event::{Body, Cause, Event, OrderStep, SaleStep, StockSet};
-use holdfast::domain::ids::{EntityKey, LaneId};
-use holdfast::domain::names::{BuyerId, Sku};
-use holdfast::domain::order::{Line, Order, Status};
+use holdfast::domain::event::{Body, Cause, Event, OrderStep, SaleStep, Step, StockSet};
+use holdfast::domain::ids::{EntityKey, IdSecret, LaneId, OrderId};
+use holdfast::domain::names::{BuyerId, PaymentId, Sku};
+use holdfast::domain::order::{Line, Order, RefundDue, RefundReason, Status};
 use holdfast::domain::sale::{Definition, Phase};
 use holdfast::domain::stock::{Adjustment, Counters, TOTAL_MAX};
 use holdfast::domain::time::Timestamp;
-use holdfast::lanes::command::{Adjust, Cancel, Command, Confirm, Define, PhaseChange, Reserve};
+use holdfast::lanes::command::{
+    Adjust, BeginPayment, Cancel, Command, Confirm, Define, FailPayment, PhaseChange, Reserve, Return,
+};
 use holdfast::lanes::reply::{
-    Adjusted, Cancelled, Confirmed, Defined, Expired, Marks, Phased, Refusal, Reserved, Shortage,
-    SkuStock, Stock,
+    Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, Refusal, Reserved,
+    Returned, Shortage, SkuStock, Stock,
 };
 
 use crate::sale::Outcome;
@@ -24,11 +26,55 @@ struct Entry {
     order: Order,
     /// As it was asked for: part of what the request meant.
     hold_seconds: Option<u32>,
+    asked: Vec<Line>,
+    /// Payments that must be given back.
+    refunds: BTreeMap<PaymentId, RefundReason>,
+    /// Returns as they were asked for.
+    returns: BTreeMap<EntityKey, (bool, Vec<Line>)>,
+    /// What came back and is not on sale again.
+    lost: Vec<Line>,
+}
+
+impl Entry {
+    fn new(order: Order, hold_seconds: Option<u32>) -> Self {
+        Self {
+            asked: order.lines.clone(),
+            order,
+            hold_seconds,
+            refunds: BTreeMap::new(),
+            returns: BTreeMap::new(),
+            lost: Vec::new(),
+        }
+    }
+}
+
+fn units_of(lines: &[Line], sku: Option<&Sku>) -> i64 {
+    let counted = lines.iter().filter(|line| sku.is_none_or(|sku| line.sku == *sku));
+    counted.map(|line| i64::from(line.quantity.get())).sum()
+}
+
+/// `from` without `taken`; `None` where that is no part of it.
+fn minus(from: &[Line], taken: &[Line]) -> Option<Vec<Line>> {
+    if taken.iter().any(|line| units_of(from, Some(&line.sku)) < units_of(taken, Some(&line.sku))) {
+        return None;
+    }
+    let rest = |line: &Line| {
+        let units = line.quantity.get() - units_of(taken, Some(&line.sku)) as u32;
+        units.try_into().ok().map(|quantity| Line { sku: line.sku.clone(), quantity })
+    };
+    Some(from.iter().filter_map(rest).collect())
+}
+
+fn sorted_lines(lines: &[Line]) -> Vec<Line> {
+    let mut lines = lines.to_vec();
+    lines.sort_by(|a, b| a.sku.cmp(&b.sku));
+    lines
 }
 
 #[derive(Debug, Clone)]
 pub struct Model {
     lane: LaneId,
+    secret: IdSecret,
     outbox_max: u64,
     pub marks: Marks,
     trimmed: u64,
@@ -57,9 +103,10 @@ pub struct Circumstances<'a> {
 
 impl Model {
     /// A lane that is not there yet.
-    pub fn new(lane: LaneId, outbox_max: u64) -> Self {
+    pub fn new(lane: LaneId, secret: IdSecret, outbox_max: u64) -> Self {
         Self {
             lane,
+            secret,
             outbox_max,
             marks: Marks::default(),
             trimmed: 0,
@@ -84,7 +131,10 @@ impl Model {
         }
         match command {
             Command::Reserve(c) => Outcome::Reserved(self.reserve(c, now)),
+            Command::BeginPayment(c) => Outcome::Begun(self.begin(c, now)),
+            Command::FailPayment(c) => Outcome::Failed(self.fail(c, now)),
             Command::Confirm(c) => Outcome::Confirmed(self.confirm(c, now)),
+            Command::Return(c) => Outcome::Returned(self.take_back(c, now)),
             Command::Cancel(c) => Outcome::Cancelled(self.cancel(c, now)),
             Command::Expire { .. } => Outcome::Expired(self.expire(at)),
             Command::Get { id } => Outcome::Got(self.order(id.key())),
@@ -137,24 +187,27 @@ impl Model {
         let skus = &self.definition.as_ref().expect("it is defined").skus;
         let initial = skus.iter().find(|s| s.sku == *sku).map_or(0, |s| s.stock);
         let adjustments: Vec<_> = self.adjustments.values().filter(|a| a.sku == *sku).collect();
-        let units = |status| -> i64 {
-            let of_status = self.orders.values().filter(|e| e.order.status == status);
-            let lines = of_status.flat_map(|e| &e.order.lines);
-            lines.filter(|l| l.sku == *sku).map(|l| i64::from(l.quantity.get())).sum()
+        let units = |e: &Entry, status: [Status; 2]| match status.contains(&e.order.status) {
+            true => units_of(&e.order.lines, Some(sku)) - units_of(&e.order.returned, Some(sku)),
+            false => 0,
         };
-        let (held, sold) = (units(Status::Held), units(Status::Confirmed));
-        let total = initial + adjustments.iter().map(|a| a.delta).sum::<i64>();
+        let orders = || self.orders.values();
+        let held = orders().map(|e| units(e, [Status::Held, Status::Paying])).sum();
+        let sold = orders().map(|e| units(e, [Status::Confirmed, Status::Returned])).sum();
+        let lost = orders().map(|e| units_of(&e.lost, Some(sku))).sum::<i64>();
+        let total = initial + adjustments.iter().map(|a| a.delta).sum::<i64>() - lost;
         Counters { available: total - held - sold, held, sold, version: adjustments.len() as i64 }
     }
 
     /// Units that the buyer holds or has bought: of one SKU, or of all.
     pub fn units(&self, buyer: &BuyerId, sku: Option<&Sku>) -> u64 {
         let of_buyer = self.orders.values().map(|e| &e.order).filter(|order| {
-            order.buyer_id == *buyer && matches!(order.status, Status::Held | Status::Confirmed)
+            order.buyer_id.as_ref() == Some(buyer)
+                && !matches!(order.status, Status::Cancelled | Status::Expired)
         });
-        let lines = of_buyer.flat_map(|order| &order.lines);
-        let counted = lines.filter(|line| sku.is_none_or(|sku| line.sku == *sku));
-        counted.map(|line| u64::from(line.quantity.get())).sum()
+        of_buyer
+            .map(|order| units_of(&order.lines, sku) - units_of(&order.returned, sku))
+            .sum::<i64>() as u64
     }
 
     pub fn orders(&self) -> impl Iterator<Item = (&Order, Option<u32>)> {
@@ -206,6 +259,7 @@ impl Model {
     fn step(
         &mut self,
         mut entry: Entry,
+        step: Step,
         from: Option<Status>,
         at: Timestamp,
         cause: Cause,
@@ -214,20 +268,15 @@ impl Model {
         entry.order.seq = self.marks.seq + 1;
         let order = entry.order.clone();
         self.orders.insert(order.id.key(), entry);
-        let step = OrderStep { order: order.clone(), from, cause, reason };
+        let step = OrderStep { order: order.clone(), step, from, cause, reason };
         self.emit(at, trace, Body::Order(step));
         order
     }
 
     fn reserve(&mut self, c: &Reserve, now: Timestamp) -> Reserved {
         if let Some(known) = self.orders.get(&c.id.key()) {
-            let sorted = |lines: &[Line]| {
-                let mut lines: Vec<_> = lines.iter().map(|l| (l.sku.clone(), l.quantity)).collect();
-                lines.sort();
-                lines
-            };
             let same = known.hold_seconds == c.hold_seconds
-                && sorted(&known.order.lines) == sorted(&c.lines);
+                && sorted_lines(&known.asked) == sorted_lines(&c.lines);
             let tombstone = known.order.lines.is_empty();
             return match same || tombstone {
                 true => Reserved::Replayed(known.order.clone()),
@@ -241,9 +290,11 @@ impl Model {
                 let hold = c.hold_seconds.unwrap_or(definition.hold_seconds);
                 let order = Order {
                     id: c.id.clone(),
-                    buyer_id: c.buyer.clone(),
+                    buyer_id: Some(c.buyer.clone()),
                     status: Status::Held,
                     lines: c.lines.clone(),
+                    returned: Vec::new(),
+                    reacquired: false,
                     payment_id: None,
                     created_at: now,
                     expires_at: Timestamp::from_millis(now.millis() + i64::from(hold) * 1000),
@@ -251,8 +302,9 @@ impl Model {
                     seq: 0,
                 };
                 self.deadlines.push((order.expires_at, c.id.key()));
-                let entry = Entry { order, hold_seconds: c.hold_seconds };
-                Reserved::Held(self.step(entry, None, now, Cause::Caller, (c.trace.as_ref(), None)))
+                let entry = Entry::new(order, c.hold_seconds);
+                let words = (c.trace.as_ref(), None);
+                Reserved::Held(self.step(entry, Step::Held, None, now, Cause::Caller, words))
             }
         }
     }
@@ -281,6 +333,12 @@ impl Model {
         if c.hold_seconds.is_some_and(|hold| hold > definition.hold_seconds) {
             return Some(Refusal::HoldTooLong { hold_seconds_max: definition.hold_seconds });
         }
+        self.short_of(&c.buyer, &c.lines)
+    }
+
+    /// Why this buyer cannot have these lines now.
+    fn short_of(&self, buyer: &BuyerId, wanted: &[Line]) -> Option<Refusal> {
+        let definition = self.definition.as_ref().expect("it is defined");
         let over = |limit: Option<u32>, already: u64, more: u64, sku: Option<&Sku>| {
             let limit = u64::from(limit?);
             (already + more > limit).then(|| Refusal::PurchaseLimit {
@@ -289,17 +347,17 @@ impl Model {
                 sku: sku.cloned(),
             })
         };
-        for line in &c.lines {
+        for line in wanted {
             let sku = definition.skus.iter().find(|s| s.sku == line.sku).expect("sold here");
             let limit = sku.per_buyer_limit;
-            let already = self.units(&c.buyer, Some(&line.sku));
+            let already = self.units(buyer, Some(&line.sku));
             let more = line.quantity.get().into();
             if let Some(refusal) = over(limit, already, more, Some(&line.sku)) {
                 return Some(refusal);
             }
         }
-        let more = c.lines.iter().map(|line| u64::from(line.quantity.get())).sum();
-        let already = self.units(&c.buyer, None);
+        let more = units_of(wanted, None) as u64;
+        let already = self.units(buyer, None);
         if let Some(refusal) = over(definition.per_buyer_limit, already, more, None) {
             return Some(refusal);
         }
@@ -309,31 +367,162 @@ impl Model {
             let shortage = Shortage { sku: line.sku.clone(), requested, available };
             (requested > available).then_some(shortage)
         };
-        let lines: Vec<_> = c.lines.iter().filter_map(short).collect();
+        let lines: Vec<_> = wanted.iter().filter_map(short).collect();
         (!lines.is_empty()).then_some(Refusal::SoldOut { lines })
     }
 
+    /// Notes that the payment must be given back.
+    fn refund(
+        &mut self,
+        mut entry: Entry,
+        payment: &PaymentId,
+        reason: RefundReason,
+        at: Timestamp,
+        cause: Cause,
+        trace: Option<&String>,
+    ) -> (RefundReason, Order) {
+        entry.refunds.insert(payment.clone(), reason);
+        let id = self.secret.refund_id(&entry.order.id, payment);
+        let due = Step::RefundDue(RefundDue { id, payment_id: payment.clone(), reason });
+        let from = Some(entry.order.status);
+        (reason, self.step(entry, due, from, at, cause, (trace, None)))
+    }
+
+    fn begin(&mut self, c: &BeginPayment, now: Timestamp) -> Begun {
+        let Some(mut entry) = self.orders.get(&c.id.key()).cloned() else { return Begun::Unknown };
+        if let Some(reason) = entry.refunds.get(&c.payment) {
+            return Begun::Refund(*reason, entry.order);
+        }
+        let from = entry.order.status;
+        if !matches!(entry.order.status_at(now), Status::Held | Status::Paying) {
+            return Begun::Over(entry.order);
+        }
+        if entry.order.payment_id.as_ref() == Some(&c.payment) {
+            return Begun::Same(entry.order);
+        }
+        let definition = self.definition.as_ref().expect("it is defined");
+        let after = |from: Timestamp, seconds: u32| from.millis() + i64::from(seconds) * 1000;
+        let longest = definition.max_hold_seconds.expect("a checked definition");
+        let until = after(now, definition.payment_grace_seconds)
+            .min(after(entry.order.created_at, longest));
+        if until > entry.order.expires_at.millis() {
+            entry.order.expires_at = Timestamp::from_millis(until);
+            self.deadlines.push((entry.order.expires_at, c.id.key()));
+        }
+        entry.order.status = Status::Paying;
+        entry.order.payment_id = Some(c.payment.clone());
+        let words = (c.trace.as_ref(), None);
+        Begun::Begun(self.step(entry, Step::PaymentBegun, Some(from), now, Cause::Caller, words))
+    }
+
+    fn fail(&mut self, c: &FailPayment, now: Timestamp) -> Failed {
+        let Some(mut entry) = self.orders.get(&c.id.key()).cloned() else { return Failed::Unknown };
+        let runs = entry.order.payment_id.as_ref() == Some(&c.payment);
+        if entry.order.status_at(now) != Status::Paying || !runs {
+            return Failed::Ignored(entry.order);
+        }
+        entry.order.status = Status::Held;
+        entry.order.payment_id = None;
+        let words = (c.trace.as_ref(), None);
+        let from = Some(Status::Paying);
+        Failed::Failed(self.step(entry, Step::PaymentFailed, from, now, c.cause, words))
+    }
+
     fn confirm(&mut self, c: &Confirm, now: Timestamp) -> Confirmed {
-        let Some(mut entry) = self.orders.get(&c.id.key()).cloned() else {
-            return Confirmed::Unknown;
-        };
-        let order = entry.order.clone();
-        match order.status_at(now) {
-            Status::Confirmed if order.payment_id.as_ref() == Some(&c.payment) => {
-                Confirmed::Same(order)
+        let known = self.orders.get(&c.id.key()).cloned();
+        let bought = |order: &Order| matches!(order.status, Status::Confirmed | Status::Returned);
+        if let Some(entry) = &known {
+            if let Some(reason) = entry.refunds.get(&c.payment) {
+                return Confirmed::Refund(*reason, entry.order.clone());
             }
-            Status::Confirmed => Confirmed::AlreadyPaid(order),
-            Status::Cancelled => Confirmed::Cancelled(order),
-            Status::Expired => Confirmed::TooLate(order),
-            Status::Held => {
-                entry.order.status = Status::Confirmed;
-                entry.order.payment_id = Some(c.payment.clone());
-                entry.order.confirmed_at = Some(now);
-                let words = (c.trace.as_ref(), None);
-                let from = Some(Status::Held);
-                Confirmed::Confirmed(self.step(entry, from, now, Cause::Caller, words))
+            if bought(&entry.order) && entry.order.payment_id.as_ref() == Some(&c.payment) {
+                return Confirmed::Same(entry.order.clone());
             }
         }
+        if self.archived {
+            return Confirmed::Archived;
+        }
+        let trace = c.trace.as_ref();
+        let (mut entry, due) = match known {
+            None => {
+                let entry = tombstone(&c.id, None, now);
+                let words = (trace, None);
+                self.step(entry, Step::Cancelled, None, now, c.cause, words);
+                let entry = self.orders[&c.id.key()].clone();
+                (entry, Some(RefundReason::OrderCancelled))
+            }
+            Some(entry) if bought(&entry.order) => (entry, Some(RefundReason::AlreadyPaid)),
+            Some(entry) if entry.order.status == Status::Cancelled => {
+                (entry, Some(RefundReason::OrderCancelled))
+            }
+            Some(entry) => (entry, None),
+        };
+        let wanted = match c.lines.is_empty() {
+            true => entry.order.lines.clone(),
+            false => c.lines.clone(),
+        };
+        let rest = minus(&entry.order.lines, &wanted);
+        let due = match (due, &rest) {
+            (None, None) if c.cause == Cause::Caller => return Confirmed::NotPart,
+            (None, None) => Some(RefundReason::LinesMismatch),
+            (None, Some(_)) if entry.order.status == Status::Expired => {
+                let definition = self.definition.as_ref().expect("it is defined");
+                let sold_here = |line: &Line| definition.skus.iter().any(|s| s.sku == line.sku);
+                let buyer = entry.order.buyer_id.clone().expect("only tombstones have none");
+                let gone = !wanted.iter().all(sold_here) || self.short_of(&buyer, &wanted).is_some();
+                gone.then_some(RefundReason::PaymentTooLate)
+            }
+            (due, _) => due,
+        };
+        if let Some(reason) = due {
+            let (reason, order) = self.refund(entry, &c.payment, reason, now, c.cause, trace);
+            return Confirmed::Refund(reason, order);
+        }
+        let rest = rest.expect("else something is due");
+        let from = entry.order.status;
+        let released = if from == Status::Expired { Vec::new() } else { rest.clone() };
+        entry.order.reacquired = entry.order.status_at(now) == Status::Expired;
+        if !rest.is_empty() {
+            entry.order.lines = wanted;
+        }
+        entry.order.status = Status::Confirmed;
+        entry.order.payment_id = Some(c.payment.clone());
+        entry.order.confirmed_at = Some(now);
+        let step = Step::Confirmed { released };
+        Confirmed::Confirmed(self.step(entry, step, Some(from), now, c.cause, (trace, None)))
+    }
+
+    fn take_back(&mut self, c: &Return, now: Timestamp) -> Returned {
+        let Some(mut entry) = self.orders.get(&c.id.key()).cloned() else {
+            return Returned::Unknown;
+        };
+        if let Some((restock, lines)) = entry.returns.get(&c.key) {
+            let same = *restock == c.restock && sorted_lines(lines) == sorted_lines(&c.lines);
+            return match same {
+                true => Returned::Replayed(entry.order),
+                false => Returned::KeyReused,
+            };
+        }
+        if entry.order.status != Status::Confirmed {
+            return Returned::Over(entry.order);
+        }
+        if self.archived {
+            return Returned::Archived;
+        }
+        let left = minus(&entry.order.lines, &entry.order.returned).expect("no more than it has");
+        let wanted = if c.lines.is_empty() { left.clone() } else { c.lines.clone() };
+        let Some(rest) = minus(&left, &wanted) else { return Returned::Exceeds(entry.order) };
+        entry.returns.insert(c.key, (c.restock, c.lines.clone()));
+        if !c.restock {
+            entry.lost.extend(wanted.iter().cloned());
+        }
+        entry.order.returned = minus(&entry.order.lines, &rest).expect("what is left is a part");
+        if rest.is_empty() {
+            entry.order.status = Status::Returned;
+        }
+        let step = Step::Returned { lines: wanted, restock: c.restock };
+        let (from, words) = (Some(Status::Confirmed), (c.trace.as_ref(), None));
+        Returned::Returned(self.step(entry, step, from, now, Cause::Caller, words))
     }
 
     fn cancel(&mut self, c: &Cancel, now: Timestamp) -> Cancelled {
@@ -343,30 +532,20 @@ impl Model {
             (Some(known), _) if known.order.status == Status::Cancelled => {
                 return Cancelled::Same(known.order);
             }
-            (Some(known), _) if known.order.status == Status::Confirmed => {
-                return Cancelled::Confirmed(known.order);
+            (Some(known), _)
+                if matches!(known.order.status, Status::Confirmed | Status::Returned) =>
+            {
+                return Cancelled::Sold(known.order);
             }
             (None, None) => return Cancelled::Unknown,
             _ if self.archived => return Cancelled::Archived,
             (Some(known), _) => known,
-            (None, Some(buyer)) => Entry {
-                order: Order {
-                    id: c.id.clone(),
-                    buyer_id: buyer.clone(),
-                    status: Status::Cancelled,
-                    lines: Vec::new(),
-                    payment_id: None,
-                    created_at: now,
-                    expires_at: now,
-                    confirmed_at: None,
-                    seq: 0,
-                },
-                hold_seconds: None,
-            },
+            (None, Some(buyer)) => tombstone(&c.id, Some(buyer), now),
         };
         entry.order.status = Status::Cancelled;
+        entry.order.payment_id = None;
         let words = (c.trace.as_ref(), c.reason.clone());
-        Cancelled::Cancelled(self.step(entry, from, now, Cause::Caller, words))
+        Cancelled::Cancelled(self.step(entry, Step::Cancelled, from, now, Cause::Caller, words))
     }
 
     fn expire(&mut self, at: &Circumstances) -> Expired {
@@ -378,10 +557,14 @@ impl Model {
         let (mut count, mut first_deadline) = (0, None);
         for (deadline, key) in due {
             let entry = self.orders.get_mut(&key).expect("a deadline is some order's");
-            if entry.order.status == Status::Held {
+            let from = entry.order.status;
+            let unpaid = matches!(from, Status::Held | Status::Paying);
+            if unpaid && entry.order.expires_at <= due_at {
                 entry.order.status = Status::Expired;
+                entry.order.payment_id = None;
                 let entry = entry.clone();
-                self.step(entry, Some(Status::Held), at.now, Cause::Sweeper, (None, None));
+                let words = (None, None);
+                self.step(entry, Step::Expired, Some(from), at.now, Cause::Sweeper, words);
                 count += 1;
                 first_deadline = first_deadline.or(Some(deadline));
             }
@@ -498,4 +681,22 @@ impl Model {
         self.emit(now, None, Body::Sale(SaleStep::Archived));
         true
     }
+}
+
+/// An order that was over before it came.
+fn tombstone(id: &OrderId, buyer: Option<&BuyerId>, now: Timestamp) -> Entry {
+    let order = Order {
+        id: id.clone(),
+        buyer_id: buyer.cloned(),
+        status: Status::Cancelled,
+        lines: Vec::new(),
+        returned: Vec::new(),
+        payment_id: None,
+        created_at: now,
+        expires_at: now,
+        confirmed_at: None,
+        reacquired: false,
+        seq: 0,
+    };
+    Entry::new(order, None)
 }

@@ -1,9 +1,12 @@
 //! What a lane promises to buyers.
 
-use holdfast::domain::order::Status;
+use holdfast::domain::event::Cause;
+use holdfast::domain::order::{RefundReason, Status};
 use holdfast::domain::time::Timestamp;
-use holdfast::lanes::command::{Command, PhaseChange, Reserve};
-use holdfast::lanes::reply::{self, Cancelled, Confirmed, Refusal, Reserved, Shortage};
+use holdfast::lanes::command::{Command, Confirm, PhaseChange, Reserve};
+use holdfast::lanes::reply::{
+    self, Begun, Cancelled, Confirmed, Failed, Refusal, Reserved, Returned, Shortage,
+};
 use redis::AsyncCommands;
 
 use crate::sale::{Outcome, Sale, definition, held, lines, refused, wait_past};
@@ -147,27 +150,191 @@ async fn a_payment_counts_once_and_another_one_is_told_so() {
         panic!("it is held")
     };
     assert_eq!(sale.confirm(&order.id, "pay-1").await, Confirmed::Same(paid.clone()));
-    assert_eq!(sale.confirm(&order.id, "pay-2").await, Confirmed::AlreadyPaid(paid.clone()));
-    assert_eq!(sale.cancel(&order.id).await, Cancelled::Confirmed(paid));
+    for _ in 0..2 {
+        let Confirmed::Refund(RefundReason::AlreadyPaid, due) =
+            sale.confirm(&order.id, "pay-2").await
+        else {
+            panic!("it is bought")
+        };
+        assert_eq!((due.seq, due.payment_id), (paid.seq + 1, paid.payment_id.clone()));
+    }
+    assert!(matches!(sale.cancel(&order.id).await, Cancelled::Sold(_)));
     assert_eq!(sale.stock("phone").await, (7, 0, 2));
-    assert_eq!(sale.confirm(&sale.id("nobody", "k"), "pay-1").await, Confirmed::Unknown);
     assert_eq!(sale.cancel(&sale.id("nobody", "k")).await, Cancelled::Unknown);
 }
 
 #[tokio::test]
-async fn from_its_deadline_on_an_order_cannot_be_paid_though_nobody_has_swept() {
+async fn a_late_payment_takes_the_stock_again_where_it_is_still_there() {
     let sale = Sale::of(&[("phone", 1)]).await;
     let order = sale.hold("ann", "k", &[("phone", 1)], 1).await;
     assert_eq!(order.expires_at.millis(), order.created_at.millis() + 1000);
     wait_past(&sale, order.expires_at).await;
-    assert_eq!(sale.confirm(&order.id, "pay").await, Confirmed::TooLate(order.clone()));
-    assert_eq!(sale.stock("phone").await, (0, 1, 0), "the units are still held");
     assert_eq!(sale.expire().await.count, 1);
     assert_eq!(sale.stock("phone").await, (1, 0, 0));
-    let Confirmed::TooLate(order) = sale.confirm(&order.id, "pay").await else {
-        panic!("it stays too late")
+    let Confirmed::Confirmed(bought) = sale.confirm(&order.id, "pay").await else {
+        panic!("nobody else has it")
     };
-    assert_eq!(order.status, Status::Expired);
+    assert!(bought.reacquired);
+    assert_eq!((bought.expires_at, sale.stock("phone").await), (order.expires_at, (0, 0, 1)));
+    sale.raw().await.check();
+}
+
+#[tokio::test]
+async fn a_late_payment_whose_stock_is_gone_is_given_back_for_good() {
+    let sale = Sale::of(&[("phone", 1)]).await;
+    let order = sale.hold("ann", "k", &[("phone", 1)], 1).await;
+    wait_past(&sale, order.expires_at).await;
+    sale.expire().await;
+    let next = held(sale.reserve("bob", "k", &[("phone", 1)]).await);
+    let late = |answer| matches!(answer, Confirmed::Refund(RefundReason::PaymentTooLate, _));
+    assert!(late(sale.confirm(&order.id, "pay").await));
+    sale.cancel(&next.id).await;
+    let seq = sale.raw().await.seq;
+    assert!(late(sale.confirm(&order.id, "pay").await), "though the stock is back");
+    assert!(matches!(sale.begin(&order.id, "pay").await, Begun::Refund(_, _)));
+    assert_eq!(sale.raw().await.seq, seq, "it is said once");
+    assert!(matches!(sale.confirm(&order.id, "another").await, Confirmed::Confirmed(_)));
+    assert!(late(sale.confirm(&order.id, "pay").await));
+}
+
+#[tokio::test]
+async fn a_late_payment_counts_against_the_buyers_limit() {
+    let sale = Sale::undefined().await;
+    let mut limited = definition(&[("phone", 9)]);
+    limited.per_buyer_limit = Some(1);
+    sale.define(1, limited).await;
+    let order = sale.hold("ann", "k", &[("phone", 1)], 1).await;
+    wait_past(&sale, order.expires_at).await;
+    sale.expire().await;
+    held(sale.reserve("ann", "k2", &[("phone", 1)]).await);
+    let answer = sale.confirm(&order.id, "pay").await;
+    assert!(matches!(answer, Confirmed::Refund(RefundReason::PaymentTooLate, _)), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_payment_keeps_the_hold_while_it_runs_and_never_beyond_the_longest() {
+    let sale = Sale::undefined().await;
+    let mut definition = definition(&[("phone", 9)]);
+    definition.hold_seconds = 10;
+    definition.payment_grace_seconds = 60;
+    definition.max_hold_seconds = Some(65);
+    sale.define(1, definition).await;
+    let order = held(sale.reserve("ann", "k", &[("phone", 1)]).await);
+    let Begun::Begun(paying) = sale.begin(&order.id, "pay-1").await else { panic!("it is held") };
+    assert_eq!((paying.status, sale.stock("phone").await), (Status::Paying, (8, 1, 0)));
+    let now = sale.lanes.get(order.id.clone()).await.unwrap().now.millis();
+    assert!((order.created_at.millis() + 60_000..=now + 60_000).contains(&paying.expires_at.millis()));
+    assert_eq!(sale.begin(&order.id, "pay-1").await, Begun::Same(paying.clone()));
+
+    turn_time_to(&sale, order.created_at.millis() + 50_000).await;
+    assert_eq!(sweep_by_clock(&sale, order.created_at.millis() + 50_000).await, 0, "it is paid for");
+    let Begun::Begun(again) = sale.begin(&order.id, "pay-2").await else { panic!("it is held") };
+    assert_eq!(again.expires_at.millis(), order.created_at.millis() + 65_000);
+    assert!(matches!(sale.fail(&order.id, "pay-1").await, Failed::Ignored(_)), "it runs no more");
+    let Failed::Failed(failed) = sale.fail(&order.id, "pay-2").await else { panic!("it runs") };
+    assert_eq!((failed.status, failed.payment_id), (Status::Held, None));
+    assert_eq!(failed.expires_at, again.expires_at, "what was promised stays");
+
+    turn_time_to(&sale, order.created_at.millis() + 65_000).await;
+    assert!(matches!(sale.begin(&order.id, "pay-3").await, Begun::Over(_)));
+    assert_eq!(sweep_by_clock(&sale, order.created_at.millis() + 65_000).await, 1);
+    assert_eq!(sale.stock("phone").await, (9, 0, 0));
+}
+
+#[tokio::test]
+async fn a_part_can_be_bought_and_the_rest_goes_back() {
+    let sale = Sale::of(&[("phone", 5), ("case", 5)]).await;
+    let order = held(sale.reserve("ann", "k", &[("phone", 3), ("case", 1)]).await);
+    for none in [&[("phone", 4)][..], &[("pen", 1)], &[("phone", 1), ("case", 2)]] {
+        assert_eq!(sale.confirm_part(&order.id, "pay", none).await, Confirmed::NotPart);
+    }
+    let Confirmed::Confirmed(bought) = sale.confirm_part(&order.id, "pay", &[("phone", 2)]).await
+    else {
+        panic!("it is a part")
+    };
+    assert_eq!(bought.lines, lines(&[("phone", 2)]));
+    assert_eq!((sale.stock("phone").await, sale.stock("case").await), ((3, 0, 2), (5, 0, 0)));
+    assert!(matches!(sale.confirm(&order.id, "pay").await, Confirmed::Same(_)), "whatever its lines");
+    let replay = sale.reserve("ann", "k", &[("case", 1), ("phone", 3)]).await;
+    assert_eq!(replay, Reserved::Replayed(bought), "the key means what was asked for");
+    sale.raw().await.check();
+}
+
+#[tokio::test]
+async fn what_comes_back_is_on_sale_again_or_leaves_the_total() {
+    let sale = Sale::of(&[("phone", 5)]).await;
+    let order = held(sale.reserve("ann", "k", &[("phone", 4)]).await);
+    assert!(matches!(sale.take_back(&order.id, "r", &[], true).await, Returned::Over(_)));
+    sale.confirm(&order.id, "pay").await;
+    let Returned::Returned(part) = sale.take_back(&order.id, "r1", &[("phone", 1)], true).await
+    else {
+        panic!("it is sold")
+    };
+    assert_eq!((part.status, part.returned.clone()), (Status::Confirmed, lines(&[("phone", 1)])));
+    assert_eq!(sale.stock("phone").await, (2, 0, 3));
+    let again = sale.take_back(&order.id, "r1", &[("phone", 1)], true).await;
+    assert_eq!(again, Returned::Replayed(part));
+    for (back, restock) in [(&[("phone", 2)][..], true), (&[("phone", 1)], false), (&[], true)] {
+        assert_eq!(sale.take_back(&order.id, "r1", back, restock).await, Returned::KeyReused);
+    }
+    let more = sale.take_back(&order.id, "r2", &[("phone", 4)], true).await;
+    assert!(matches!(more, Returned::Exceeds(_)), "{more:?}");
+    let Returned::Returned(all) = sale.take_back(&order.id, "r2", &[], false).await else {
+        panic!("three are left")
+    };
+    assert_eq!((all.status, all.returned), (Status::Returned, lines(&[("phone", 4)])));
+    assert_eq!(sale.stock("phone").await, (2, 0, 0), "three have left the total");
+    assert!(matches!(sale.take_back(&order.id, "r3", &[], true).await, Returned::Over(_)));
+    assert!(matches!(sale.confirm(&order.id, "pay").await, Confirmed::Same(_)));
+    assert!(matches!(sale.cancel(&order.id).await, Cancelled::Sold(_)));
+    sale.raw().await.check();
+}
+
+#[tokio::test]
+async fn a_payment_for_an_order_that_nobody_knows_leaves_a_tombstone_and_a_refund() {
+    let sale = Sale::of(&[("phone", 5)]).await;
+    let id = sale.id("ann", "k");
+    for _ in 0..2 {
+        let answer = sale.confirm(&id, "pay").await;
+        let Confirmed::Refund(RefundReason::OrderCancelled, order) = answer else {
+            panic!("{answer:?}")
+        };
+        assert_eq!((order.status, order.buyer_id, order.lines), (Status::Cancelled, None, vec![]));
+    }
+    let Reserved::Replayed(order) = sale.reserve("ann", "k", &[("phone", 1)]).await else {
+        panic!("it is cancelled")
+    };
+    assert_eq!((order.status, sale.stock("phone").await), (Status::Cancelled, (5, 0, 0)));
+    assert_eq!(sale.raw().await.seq, 3, "defined, cancelled, refund due");
+}
+
+#[tokio::test]
+async fn payments_of_one_order_are_remembered_up_to_a_bound() {
+    let sale = Sale::of(&[("phone", 5)]).await;
+    let order = held(sale.reserve("ann", "k", &[("phone", 1)]).await);
+    sale.cancel(&order.id).await;
+    for n in 0..64 {
+        let answer = sale.confirm(&order.id, &format!("l:pay:{n}")).await;
+        assert!(matches!(answer, Confirmed::Refund(_, _)), "{answer:?}");
+    }
+    assert_eq!(sale.confirm(&order.id, "one-more").await, Confirmed::Overloaded);
+    assert!(matches!(sale.confirm(&order.id, "l:pay:0").await, Confirmed::Refund(_, _)));
+}
+
+#[tokio::test]
+async fn what_a_provider_was_paid_for_and_is_no_part_of_the_order_is_given_back() {
+    let sale = Sale::of(&[("phone", 5)]).await;
+    let order = held(sale.reserve("ann", "k", &[("phone", 1)]).await);
+    let command = Confirm {
+        lines: lines(&[("phone", 2)]),
+        cause: Cause::Webhook,
+        ..sale.confirming(&order.id, "pay")
+    };
+    let answer = sale.lanes.confirm(command).await.unwrap().outcome;
+    let Confirmed::Refund(RefundReason::LinesMismatch, order) = answer else {
+        panic!("{answer:?}")
+    };
+    assert_eq!((order.status, sale.stock("phone").await), (Status::Held, (4, 1, 0)));
 }
 
 /// Turns the lane's time forward. It never goes back, so from then on it stands still.
@@ -190,7 +357,7 @@ async fn sweep_by_clock(sale: &Sale, ms: i64) -> u64 {
 }
 
 #[tokio::test]
-async fn the_millisecond_of_the_deadline_is_too_late_and_the_one_before_is_not() {
+async fn the_millisecond_of_the_deadline_is_late_and_the_one_before_is_not() {
     let sale = Sale::of(&[("phone", 2)]).await;
     let first = held(sale.reserve("ann", "k", &[("phone", 1)]).await);
     turn_time_to(&sale, first.expires_at.millis() - 1).await;
@@ -200,7 +367,10 @@ async fn the_millisecond_of_the_deadline_is_too_late_and_the_one_before_is_not()
     assert_eq!(paid.confirmed_at.unwrap().millis(), first.expires_at.millis() - 1);
     let second = held(sale.reserve("bob", "k", &[("phone", 1)]).await);
     turn_time_to(&sale, second.expires_at.millis()).await;
-    assert_eq!(sale.confirm(&second.id, "pay").await, Confirmed::TooLate(second));
+    let Confirmed::Confirmed(late) = sale.confirm(&second.id, "pay").await else {
+        panic!("its unit is still there")
+    };
+    assert!(late.reacquired && !paid.reacquired);
 }
 
 #[tokio::test]
@@ -258,7 +428,8 @@ async fn cancelling_what_has_expired_gives_nothing_back_twice() {
     let Cancelled::Cancelled(order) = sale.cancel(&order.id).await else { panic!("it may be") };
     assert_eq!(order.status, Status::Cancelled);
     assert_eq!(sale.cancel(&order.id).await, Cancelled::Same(order.clone()));
-    assert_eq!(sale.confirm(&order.id, "pay").await, Confirmed::Cancelled(order));
+    let answer = sale.confirm(&order.id, "pay").await;
+    assert!(matches!(answer, Confirmed::Refund(RefundReason::OrderCancelled, _)), "{answer:?}");
     assert_eq!(sale.stock("phone").await, (1, 0, 0));
 }
 

@@ -83,7 +83,7 @@ impl Run {
             options.outbox_events_max = 120;
         }
         let sale = Sale::on(&redis_url(), &options).await;
-        let model = Model::new(sale.lane.clone(), options.outbox_events_max);
+        let model = Model::new(sale.lane.clone(), sale.secret.clone(), options.outbox_events_max);
         Self { seed, sale, workload, model, folded: BTreeMap::new(), calls: 0 }
     }
 
@@ -233,6 +233,8 @@ impl Run {
             let raw = &raw.orders[&order.id.key().encode()];
             let status = match order.status {
                 Status::Held => "h",
+                Status::Paying => "p",
+                Status::Returned => "r",
                 Status::Confirmed => "c",
                 Status::Cancelled => "x",
                 Status::Expired => "e",
@@ -243,11 +245,16 @@ impl Run {
             assert_eq!(raw.expires, order.expires_at.millis(), "{place}");
             assert_eq!(raw.confirmed, order.confirmed_at.map(Timestamp::millis), "{place}");
             let payment = order.payment_id.as_ref().map(ToString::to_string);
-            assert_eq!((&raw.payment, raw.buyer.as_str()), (&payment, order.buyer_id.as_str()));
+            let buyer = order.buyer_id.as_ref().map_or("", |buyer| buyer.as_str());
+            assert_eq!((&raw.payment, raw.buyer.as_str()), (&payment, buyer));
             let lines = order.lines.iter();
             let lines: Vec<_> =
                 lines.map(|l| (l.sku.to_string(), i64::from(l.quantity.get()))).collect();
             assert_eq!(raw.lines, lines, "{place}");
+            let returned = order.returned.iter();
+            let returned: Vec<_> =
+                returned.map(|l| (l.sku.to_string(), i64::from(l.quantity.get()))).collect();
+            assert_eq!(raw.returned, returned, "{place}");
         }
     }
 }

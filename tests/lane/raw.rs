@@ -19,7 +19,7 @@ pub struct RawStock {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawOrder {
-    /// `h`, `c`, `x` or `e`.
+    /// `h`, `p`, `c`, `r`, `x` or `e`.
     pub status: String,
     pub seq: u64,
     pub created: i64,
@@ -29,6 +29,9 @@ pub struct RawOrder {
     pub payment: Option<String>,
     pub buyer: String,
     pub lines: Vec<(String, i64)>,
+    pub returned: Vec<(String, i64)>,
+    /// Units that came back and are not on sale again.
+    pub lost: Vec<(String, i64)>,
 }
 
 /// The four keys in which a lane keeps what it promised, and its last seq.
@@ -71,7 +74,21 @@ fn stock(record: &str) -> RawStock {
 
 fn order(record: &str) -> RawOrder {
     let f: Vec<_> = record.split(' ').collect();
-    assert_eq!(f.len(), 9, "{record}");
+    assert!(f.len() >= 13, "{record}");
+    let mut lost = Vec::new();
+    let (mut left, returned) = (units(f[9]), units(f[11]));
+    for note in f[12..].iter().filter_map(|note| note.strip_prefix("r:")) {
+        let parts: Vec<_> = note.split(':').collect();
+        // A return without lines was of all that was left then.
+        let lines = if parts[2].is_empty() { left.clone() } else { units(parts[2]) };
+        for (sku, count) in &lines {
+            let of_sku = left.iter_mut().find(|(known, _)| known == sku).expect("it was bought");
+            of_sku.1 -= count;
+        }
+        if parts[1] == "0" {
+            lost.extend(lines);
+        }
+    }
     RawOrder {
         status: f[0].to_owned(),
         seq: f[1].parse().unwrap(),
@@ -80,8 +97,10 @@ fn order(record: &str) -> RawOrder {
         confirmed: optional(f[4]),
         hold: optional(f[5]),
         payment: optional(f[6]),
-        buyer: f[7].to_owned(),
-        lines: units(f[8]),
+        buyer: f[8].to_owned(),
+        lines: units(f[9]),
+        returned,
+        lost,
     }
 }
 
@@ -116,22 +135,31 @@ impl Raw {
         for (sku, delta) in self.adjustments.values() {
             *adjusted.entry(sku).or_default() += delta;
         }
+        let mut lost = BTreeMap::<_, i64>::new();
         let (mut held, mut sold) = (BTreeMap::<_, i64>::new(), BTreeMap::<_, i64>::new());
         let mut buyers = BTreeMap::<String, BTreeMap<String, i64>>::new();
         for order in self.orders.values() {
+            for (sku, units) in &order.lost {
+                *lost.entry(sku).or_default() += units;
+            }
             for (sku, units) in &order.lines {
                 let sum = match order.status.as_str() {
-                    "h" => &mut held,
-                    "c" => &mut sold,
+                    "h" | "p" => &mut held,
+                    "c" | "r" => &mut sold,
                     _ => continue,
                 };
+                let back = order.returned.iter().find(|(back, _)| back == sku);
+                let units = units - back.map_or(0, |(_, units)| *units);
+                if units == 0 {
+                    continue;
+                }
                 *sum.entry(sku).or_default() += units;
                 let buyer = buyers.entry(order.buyer.clone()).or_default();
                 *buyer.entry(sku.clone()).or_default() += units;
             }
         }
         for (sku, stock) in &self.stock {
-            let total = stock.initial + adjusted.get(sku).unwrap_or(&0);
+            let total = stock.initial + adjusted.get(sku).unwrap_or(&0) - lost.get(sku).unwrap_or(&0);
             assert_eq!(stock.available + stock.held + stock.sold, total, "I1 of {sku}: {stock:?}");
             assert!(stock.available.min(stock.held).min(stock.sold) >= 0, "I1 of {sku}: {stock:?}");
             assert_eq!(stock.held, *held.get(sku).unwrap_or(&0), "what orders hold of {sku}");

@@ -3,18 +3,19 @@
 use std::time::{Duration, Instant};
 
 use holdfast::config;
-use holdfast::domain::event::Event;
+use holdfast::domain::event::{Cause, Event};
 use holdfast::domain::ids::{EntityKey, IdSecret, LaneId, OrderId};
 use holdfast::domain::order::{Line, Order};
 use holdfast::domain::sale::{Definition, SkuDefinition};
 use holdfast::domain::stock::{AdjustmentNote, Reason};
 use holdfast::domain::time::Timestamp;
 use holdfast::lanes::command::{
-    Adjust, Cancel, Command, Confirm, Define, Phase, PhaseChange, Reserve,
+    Adjust, BeginPayment, Cancel, Command, Confirm, Define, FailPayment, Phase, PhaseChange, Reserve,
+    Return,
 };
 use holdfast::lanes::reply::{
-    Adjusted, Cancelled, Confirmed, Defined, Expired, Marks, Phased, Refusal, Reserved, Stamped,
-    Stock,
+    Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, Refusal, Reserved,
+    Returned, Stamped, Stock,
 };
 use holdfast::lanes::{Advance, LaneError, LaneKeys, Lanes, outbox};
 use prometheus_client::registry::Registry;
@@ -35,7 +36,10 @@ pub fn redis_url() -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Reserved(Reserved),
+    Begun(Begun),
+    Failed(Failed),
     Confirmed(Confirmed),
+    Returned(Returned),
     Cancelled(Cancelled),
     Got(Option<Order>),
     Adjusted(Adjusted),
@@ -177,7 +181,18 @@ impl Sale {
     }
 
     pub fn confirming(&self, id: &OrderId, payment: &str) -> Confirm {
-        Confirm { id: id.clone(), payment: payment.parse().unwrap(), trace: None }
+        Confirm {
+            id: id.clone(),
+            payment: payment.parse().unwrap(),
+            lines: Vec::new(),
+            cause: Cause::Caller,
+            trace: None,
+        }
+    }
+
+    /// The key of a return of this order.
+    pub fn return_key(&self, id: &OrderId, key: &str) -> EntityKey {
+        self.secret.return_key(id, &key.parse().unwrap())
     }
 
     pub fn cancelling(&self, id: &OrderId) -> Cancel {
@@ -224,6 +239,40 @@ impl Sale {
 
     pub async fn confirm(&self, id: &OrderId, payment: &str) -> Confirmed {
         self.lanes.confirm(self.confirming(id, payment)).await.expect("an answer").outcome
+    }
+
+    pub async fn confirm_part(
+        &self,
+        id: &OrderId,
+        payment: &str,
+        bought: &[(&str, u32)],
+    ) -> Confirmed {
+        let command = Confirm { lines: lines(bought), ..self.confirming(id, payment) };
+        self.lanes.confirm(command).await.expect("an answer").outcome
+    }
+
+    pub async fn begin(&self, id: &OrderId, payment: &str) -> Begun {
+        let payment = payment.parse().unwrap();
+        let command = BeginPayment { id: id.clone(), payment, trace: None };
+        self.lanes.begin_payment(command).await.expect("an answer").outcome
+    }
+
+    pub async fn fail(&self, id: &OrderId, payment: &str) -> Failed {
+        let payment = payment.parse().unwrap();
+        let command = FailPayment { id: id.clone(), payment, cause: Cause::Webhook, trace: None };
+        self.lanes.fail_payment(command).await.expect("an answer").outcome
+    }
+
+    pub async fn take_back(
+        &self,
+        id: &OrderId,
+        key: &str,
+        back: &[(&str, u32)],
+        restock: bool,
+    ) -> Returned {
+        let key = self.return_key(id, key);
+        let command = Return { id: id.clone(), key, lines: lines(back), restock, trace: None };
+        self.lanes.take_back(command).await.expect("an answer").outcome
     }
 
     pub async fn cancel(&self, id: &OrderId) -> Cancelled {
@@ -299,7 +348,14 @@ impl Sale {
         let (lanes, lane) = (&self.lanes, &self.lane);
         let asked = match command {
             Command::Reserve(c) => lanes.reserve(c).await.map(|s| answer(s, Outcome::Reserved)),
+            Command::BeginPayment(c) => {
+                lanes.begin_payment(c).await.map(|s| answer(s, Outcome::Begun))
+            }
+            Command::FailPayment(c) => {
+                lanes.fail_payment(c).await.map(|s| answer(s, Outcome::Failed))
+            }
             Command::Confirm(c) => lanes.confirm(c).await.map(|s| answer(s, Outcome::Confirmed)),
+            Command::Return(c) => lanes.take_back(c).await.map(|s| answer(s, Outcome::Returned)),
             Command::Cancel(c) => lanes.cancel(c).await.map(|s| answer(s, Outcome::Cancelled)),
             Command::Get { id } => lanes.get(id).await.map(|s| answer(s, Outcome::Got)),
             Command::Adjust(c) => lanes.adjust(c).await.map(|s| answer(s, Outcome::Adjusted)),

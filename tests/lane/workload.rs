@@ -2,7 +2,10 @@
 
 use holdfast::domain::names::Sku;
 use holdfast::domain::sale::Definition;
-use holdfast::lanes::command::{Adjust, Cancel, Command, Confirm, PhaseChange, Reserve};
+use holdfast::domain::event::Cause;
+use holdfast::lanes::command::{
+    Adjust, BeginPayment, Cancel, Command, Confirm, FailPayment, PhaseChange, Reserve, Return,
+};
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
@@ -74,16 +77,10 @@ impl Workload {
     fn command(&mut self, sale: &Sale, current: Option<&Definition>) -> Command {
         let trace = self.rng.random_bool(0.3).then(|| self.one_of(&TRACES).to_owned());
         match self.rng.random_range(0..1000) {
-            0..430 => Command::Reserve(Reserve { trace, ..self.reserve(sale) }),
-            430..590 => {
-                let (buyer, key) = (self.one_of(&BUYERS), self.one_of(&KEYS));
-                let payment = self.one_of(&PAYMENTS);
-                Command::Confirm(Confirm {
-                    trace,
-                    ..sale.confirming(&sale.id(buyer, key), payment)
-                })
-            }
-            590..700 => Command::Cancel(Cancel { trace, ..self.cancel(sale) }),
+            0..350 => Command::Reserve(Reserve { trace, ..self.reserve(sale) }),
+            350..590 => self.payment(sale, trace),
+            590..640 => self.take_back(sale, trace),
+            640..700 => Command::Cancel(Cancel { trace, ..self.cancel(sale) }),
             700..750 => Command::Expire { max: EXPIRE_MAX },
             750..810 => {
                 let (buyer, key) = (self.one_of(&BUYERS), self.one_of(&KEYS));
@@ -147,6 +144,28 @@ impl Workload {
         let asked: Vec<_> =
             skus[..count].iter().map(|sku| (*sku, self.rng.random_range(1..=3))).collect();
         lines(&asked)
+    }
+
+    fn payment(&mut self, sale: &Sale, trace: Option<String>) -> Command {
+        let (buyer, key) = (self.one_of(&BUYERS), self.one_of(&KEYS));
+        let id = sale.id(buyer, key);
+        let payment = self.one_of(&PAYMENTS).parse().expect("a payment");
+        let cause = self.one_of(&[Cause::Caller, Cause::Caller, Cause::Webhook]);
+        match self.rng.random_range(0..10) {
+            0..3 => Command::BeginPayment(BeginPayment { id, payment, trace }),
+            3 => Command::FailPayment(FailPayment { id, payment, cause, trace }),
+            4..9 => Command::Confirm(Confirm { id, payment, lines: Vec::new(), cause, trace }),
+            _ => Command::Confirm(Confirm { id, payment, lines: self.lines(), cause, trace }),
+        }
+    }
+
+    fn take_back(&mut self, sale: &Sale, trace: Option<String>) -> Command {
+        let (buyer, key) = (self.one_of(&BUYERS), self.one_of(&KEYS));
+        let id = sale.id(buyer, key);
+        let lines = if self.rng.random_bool(0.5) { Vec::new() } else { self.lines() };
+        let key = sale.return_key(&id, self.one_of(&["r0", "r1", "r2"]));
+        let restock = self.rng.random_bool(0.5);
+        Command::Return(Return { id, key, lines, restock, trace })
     }
 
     fn cancel(&mut self, sale: &Sale) -> Cancel {

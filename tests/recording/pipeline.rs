@@ -183,7 +183,8 @@ async fn what_happened_is_recorded_and_leaves_the_outbox() {
     let orders = pipeline.hold(500).await;
     for order in &orders[..100] {
         let payment = "pay-1".parse().expect("a payment");
-        let confirm = Confirm { id: order.id.clone(), payment, trace: None };
+        let (id, lines, cause) = (order.id.clone(), Vec::new(), Cause::Caller);
+        let confirm = Confirm { id, payment, lines, cause, trace: None };
         pipeline.lanes.confirm(confirm).await.expect("an answer");
     }
     assert!(pipeline.outbox_entries().await > 0);

@@ -9,7 +9,7 @@ use holdfast::bus::producer::Producer;
 use holdfast::bus::record::{Record, encode};
 use holdfast::bus::topic;
 use holdfast::config::{Database, Kafka};
-use holdfast::domain::event::{Body, Cause, Event, OrderStep, SaleStep, StockSet};
+use holdfast::domain::event::{Body, Cause, Event, OrderStep, SaleStep, Step, StockSet};
 use holdfast::domain::ids::{IdSecret, LaneId};
 use holdfast::domain::names::{KeyName, SaleId, Sku};
 use holdfast::domain::order::{Line, Order, Status};
@@ -287,8 +287,10 @@ impl Lane {
         self.event(|seq| {
             let order = Order {
                 id,
-                buyer_id,
+                buyer_id: Some(buyer_id),
                 status: Status::Held,
+                returned: Vec::new(),
+                reacquired: false,
                 lines: vec![Line { sku: sku(), quantity: 1.try_into().unwrap() }],
                 payment_id: None,
                 created_at,
@@ -296,7 +298,8 @@ impl Lane {
                 confirmed_at: None,
                 seq,
             };
-            Body::Order(OrderStep { order, from: None, cause: Cause::Caller, reason: None })
+            let (step, cause) = (Step::Held, Cause::Caller);
+            Body::Order(OrderStep { order, step, from: None, cause, reason: None })
         })
     }
 
@@ -311,7 +314,14 @@ impl Lane {
                 order.payment_id = Some("pay".parse().unwrap());
                 order.confirmed_at = Some(now);
             }
-            Body::Order(OrderStep { order, from: Some(from), cause: Cause::Caller, reason: None })
+            let step = match status {
+                Status::Confirmed => Step::Confirmed { released: Vec::new() },
+                Status::Cancelled => Step::Cancelled,
+                Status::Expired => Step::Expired,
+                other => panic!("no step to {other:?}"),
+            };
+            let (from, cause) = (Some(from), Cause::Caller);
+            Body::Order(OrderStep { order, step, from, cause, reason: None })
         })
     }
 

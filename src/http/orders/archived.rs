@@ -4,47 +4,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use chrono::Utc;
 
 use super::view::OrderView;
-use super::{about, sale_archived};
+use super::{about, over, sale_archived};
 use crate::domain::ids::{IdSecret, OrderId};
 use crate::domain::names::{PaymentId, SaleId};
-use crate::domain::order::{Order, Status};
+use crate::domain::order::{Order, RefundDue, RefundReason, Status};
 use crate::http::extract::order_not_found;
-use crate::http::problem::{Code, Problem};
+use crate::http::problem::Problem;
 use crate::http::{Answer, Api, json};
 use crate::ledger::Sale;
 
 /// Missing lanes must not become a query each.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
-/// What a call on an order that changes no more comes to; `Err`: refused with this code.
-type Verdict = Result<(), Code>;
-
-/// A payment for an order that changes no more.
-fn confirm(order: &Order, payment: &PaymentId) -> Verdict {
+/// A payment for an order that changes no more: bought by it, or to be given back.
+fn confirm(order: &Order, payment: &PaymentId) -> Result<(), RefundReason> {
     match order.status {
-        Status::Confirmed if order.payment_id.as_ref() == Some(payment) => Ok(()),
-        Status::Confirmed => Err(Code::AlreadyPaid),
-        Status::Cancelled => Err(Code::OrderCancelled),
-        Status::Held | Status::Expired => Err(Code::PaymentTooLate),
-    }
-}
-
-/// A cancel of an order that changes no more.
-fn cancel(order: &Order) -> Verdict {
-    match order.status {
-        Status::Cancelled => Ok(()),
-        Status::Confirmed => Err(Code::OrderConfirmed),
-        Status::Held | Status::Expired => Err(Code::SaleArchived),
-    }
-}
-
-fn answer(order: Order, verdict: Verdict) -> Answer {
-    match verdict {
-        Ok(()) => Ok(json(StatusCode::OK, &OrderView::recorded(order))),
-        Err(Code::SaleArchived) => Err(sale_archived()),
-        Err(code) => Err(about(code, OrderView::recorded(order))),
+        Status::Confirmed | Status::Returned if order.payment_id.as_ref() == Some(payment) => Ok(()),
+        Status::Confirmed | Status::Returned => Err(RefundReason::AlreadyPaid),
+        Status::Cancelled => Err(RefundReason::OrderCancelled),
+        Status::Held | Status::Paying | Status::Expired => Err(RefundReason::PaymentTooLate),
     }
 }
 
@@ -54,19 +35,38 @@ impl Api {
         Ok(json(StatusCode::OK, &OrderView::recorded(order)))
     }
 
+    /// A payment for it. No lane is left to say that it must be given back, so this does.
     pub(super) async fn confirm_recorded(&self, id: &OrderId, payment: &PaymentId) -> Answer {
-        let order = self.recorded_order(id).await?.ok_or_else(order_not_found)?;
-        let verdict = confirm(&order, payment);
-        answer(order, verdict)
+        let order = self.recorded_order(id).await?;
+        let refund_id = self.refund_id(id, payment).await?;
+        let known = self.ledger.refund(&refund_id).await.map_err(|e| Problem::ledger(&e))?;
+        let verdict = match (known, &order) {
+            (Some(refund), _) => Err(refund.reason),
+            (None, Some(order)) => confirm(order, payment),
+            (None, None) => Err(RefundReason::OrderCancelled),
+        };
+        let view = order.map(OrderView::recorded);
+        let Err(reason) = verdict else {
+            return Ok(json(StatusCode::OK, &view));
+        };
+        let due = RefundDue { id: refund_id, payment_id: payment.clone(), reason };
+        let added = self.ledger.add_refund(id, &due, Utc::now().into()).await;
+        added.map_err(|e| Problem::ledger(&e))?;
+        Err(self.refund_due(id, payment, reason, view).await?)
     }
 
+    /// A cancel of it.
     pub(super) async fn cancel_recorded(&self, id: &OrderId, if_none: fn() -> Problem) -> Answer {
         let order = self.recorded_order(id).await?.ok_or_else(if_none)?;
-        let verdict = cancel(&order);
-        answer(order, verdict)
+        let order = OrderView::recorded(order);
+        match order.status {
+            Status::Cancelled => Ok(json(StatusCode::OK, &order)),
+            Status::Confirmed | Status::Returned => Err(about(over(order.status), order)),
+            Status::Held | Status::Paying | Status::Expired => Err(sale_archived()),
+        }
     }
 
-    async fn recorded_order(&self, id: &OrderId) -> Result<Option<Order>, Problem> {
+    pub(super) async fn recorded_order(&self, id: &OrderId) -> Result<Option<Order>, Problem> {
         self.ledger.order(id).await.map_err(|e| Problem::ledger(&e))
     }
 
@@ -110,34 +110,30 @@ mod tests {
         let key = secret.order_key(&sale, &buyer_id, &"k".parse().unwrap());
         Order {
             id: secret.order_id(&LaneId { sale, lane: 0 }, key),
-            buyer_id,
+            buyer_id: Some(buyer_id),
             status,
             lines: Vec::new(),
+            returned: Vec::new(),
             payment_id: payment.map(|payment| payment.parse().unwrap()),
             created_at: Timestamp::from_millis(0),
             expires_at: Timestamp::from_millis(0),
             confirmed_at: None,
+            reacquired: false,
             seq: 1,
         }
     }
 
     #[test]
-    fn a_payment_after_the_archive_changes_nothing() {
+    fn a_payment_after_the_archive_has_bought_it_or_must_be_given_back() {
         let payment = "p".parse().unwrap();
         assert_eq!(confirm(&order(Status::Confirmed, Some("p")), &payment), Ok(()));
-        for (order, code) in [
-            (order(Status::Confirmed, Some("q")), Code::AlreadyPaid),
-            (order(Status::Cancelled, None), Code::OrderCancelled),
-            (order(Status::Expired, None), Code::PaymentTooLate),
+        for (order, reason) in [
+            (order(Status::Confirmed, Some("q")), RefundReason::AlreadyPaid),
+            (order(Status::Returned, Some("q")), RefundReason::AlreadyPaid),
+            (order(Status::Cancelled, None), RefundReason::OrderCancelled),
+            (order(Status::Expired, None), RefundReason::PaymentTooLate),
         ] {
-            assert_eq!(confirm(&order, &payment), Err(code));
+            assert_eq!(confirm(&order, &payment), Err(reason));
         }
-    }
-
-    #[test]
-    fn a_cancel_after_the_archive_changes_nothing() {
-        assert_eq!(cancel(&order(Status::Cancelled, None)), Ok(()));
-        assert_eq!(cancel(&order(Status::Confirmed, Some("p"))), Err(Code::OrderConfirmed));
-        assert_eq!(cancel(&order(Status::Expired, None)), Err(Code::SaleArchived));
     }
 }

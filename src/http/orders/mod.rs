@@ -1,6 +1,8 @@
-//! Orders: hold, confirm, cancel, show, list.
+//! Orders: hold, pay, cancel, take back, show, list.
 
 mod archived;
+pub(super) mod payments;
+pub(super) mod returns;
 mod view;
 
 use axum::extract::State;
@@ -10,6 +12,8 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Deserializer, de};
 use utoipa::{IntoParams, ToSchema};
 
+pub use self::payments::{BeginPayment, ConfirmOrder, begin_payment, confirm};
+pub use self::returns::{ReturnOrder, take_back};
 pub use self::view::{Durability, OrderList, OrderView};
 use super::auth::OrdersCaller;
 use super::extract::{
@@ -19,11 +23,11 @@ use super::extract::{
 use super::problem::{Code, FieldError, Problem};
 use super::{Answer, Api, cursor, json};
 use crate::domain::ids::{LaneId, OrderId};
-use crate::domain::names::{BuyerId, IdempotencyKey, PaymentId, SaleId};
+use crate::domain::names::{BuyerId, IdempotencyKey, SaleId};
 use crate::domain::order::{LINES_MAX, Line, Order, Status};
 use crate::lanes::LaneError;
-use crate::lanes::command::{Cancel, Confirm, Reserve};
-use crate::lanes::reply::{Cancelled, Confirmed, Refusal, Reserved, Stamped};
+use crate::lanes::command::{Cancel, Reserve};
+use crate::lanes::reply::{Cancelled, Refusal, Reserved, Stamped};
 use crate::ledger::{OrderCursor, OrderFilter, Sale};
 
 pub(super) const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -46,17 +50,7 @@ pub struct PlaceOrder {
 
 impl Members for PlaceOrder {
     fn check(self) -> Result<Self, Vec<FieldError>> {
-        let mut errors = Vec::new();
-        if !(1..=LINES_MAX).contains(&self.lines.len()) {
-            errors.push(FieldError::new("/lines", format!("must be 1 to {LINES_MAX} lines")));
-        } else {
-            for (index, line) in self.lines.iter().enumerate() {
-                if self.lines[..index].iter().any(|before| before.sku == line.sku) {
-                    let pointer = format!("/lines/{index}/sku");
-                    errors.push(FieldError::new(pointer, "is in the order twice"));
-                }
-            }
-        }
+        let mut errors = check_lines(&self.lines);
         if self.hold_seconds == Some(0) {
             errors.push(FieldError::new("/hold_seconds", "must be 1 at least"));
         }
@@ -64,14 +58,20 @@ impl Members for PlaceOrder {
     }
 }
 
-/// Sell what an order holds.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, expecting = "an object")]
-pub struct ConfirmOrder {
-    pub payment_id: PaymentId,
+pub(super) fn check_lines(lines: &[Line]) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if !(1..=LINES_MAX).contains(&lines.len()) {
+        errors.push(FieldError::new("/lines", format!("must be 1 to {LINES_MAX} lines")));
+    } else {
+        for (index, line) in lines.iter().enumerate() {
+            if lines[..index].iter().any(|before| before.sku == line.sku) {
+                let pointer = format!("/lines/{index}/sku");
+                errors.push(FieldError::new(pointer, "is in the order twice"));
+            }
+        }
+    }
+    errors
 }
-
-impl Members for ConfirmOrder {}
 
 /// Give back what an order holds.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
@@ -188,13 +188,24 @@ fn created(order: &OrderView) -> Response {
 /// What the key found: the same answer as the first, or why there is nothing any more.
 fn replayed(order: OrderView) -> Response {
     let mut response = match order.status {
-        Status::Held => created(&order),
-        Status::Confirmed => json(StatusCode::OK, &order),
+        Status::Held | Status::Paying => created(&order),
+        Status::Confirmed | Status::Returned => json(StatusCode::OK, &order),
         Status::Cancelled => about(Code::OrderCancelled, order).into_response(),
         Status::Expired => about(Code::OrderExpired, order).into_response(),
     };
     response.headers_mut().insert(IDEMPOTENT_REPLAYED, YES);
     response
+}
+
+/// Why nothing more can be had of an order that stands so.
+fn over(status: Status) -> Code {
+    match status {
+        Status::Held | Status::Paying => Code::OrderNotConfirmed,
+        Status::Confirmed => Code::OrderConfirmed,
+        Status::Returned => Code::OrderReturned,
+        Status::Cancelled => Code::OrderCancelled,
+        Status::Expired => Code::OrderExpired,
+    }
 }
 
 /// A refusal that is about this order.
@@ -203,7 +214,10 @@ fn about(code: Code, order: OrderView) -> Problem {
         Code::OrderCancelled => "the order holds nothing; a new key buys again",
         Code::OrderExpired => "the order's deadline has passed; a new key buys again",
         Code::OrderConfirmed => "the order is sold and stays so",
-        Code::AlreadyPaid => "the order was bought by another payment",
+        Code::OrderReturned => "the order was sold and taken back",
+        Code::OrderNotConfirmed => "only what is sold can be taken back",
+        Code::ReturnExceedsOrder => "less is left of the order than was asked to be taken back",
+        Code::AlreadyPaid => "the order was bought by another payment: give this one back",
         Code::PaymentTooLate => "the order's deadline has passed: give the payment back",
         other => other.as_str(),
     };
@@ -307,51 +321,6 @@ pub async fn list(
     Ok(json(StatusCode::OK, &list))
 }
 
-/// Sells what the order holds. Idempotent by `payment_id`.
-#[utoipa::path(
-    post, path = "/v1/orders/{order_id}/confirm", operation_id = "confirm_order", tag = "orders",
-    params(("order_id" = OrderId, Path)),
-    request_body = ConfirmOrder,
-    responses(
-        (status = 200, description = "Sold", body = OrderView),
-        (status = 404, description = "order-not-found"),
-        (status = 409, description = "already-paid, order-cancelled, payment-too-late, each with the order"),
-    ),
-    security(("key" = []))
-)]
-pub async fn confirm(
-    State(api): State<Api>,
-    OrdersCaller(caller): OrdersCaller,
-    names: PathNames,
-    Json(asked): Json<ConfirmOrder>,
-) -> Answer {
-    let _in_flight = api.enter()?;
-    let id = api.genuine(&names)?;
-    if api.is_known_archived(&id).await? {
-        return api.confirm_recorded(&id, &asked.payment_id).await;
-    }
-    let payment = asked.payment_id.clone();
-    let command = Confirm { id: id.clone(), payment, trace: caller.trace() };
-    match api.lanes.confirm(command).await {
-        Ok(Stamped { now, marks, outcome }) => {
-            let view = |order| OrderView::new(order, now, marks);
-            match outcome {
-                Confirmed::Confirmed(order) | Confirmed::Same(order) => {
-                    Ok(json(StatusCode::OK, &view(order)))
-                }
-                Confirmed::AlreadyPaid(order) => Err(about(Code::AlreadyPaid, view(order))),
-                Confirmed::Cancelled(order) => Err(about(Code::OrderCancelled, view(order))),
-                Confirmed::TooLate(order) => Err(about(Code::PaymentTooLate, view(order))),
-                Confirmed::Unknown => Err(order_not_found()),
-            }
-        }
-        Err(LaneError::Missing) if api.is_archived(&id.lane().sale).await? => {
-            api.confirm_recorded(&id, &asked.payment_id).await
-        }
-        Err(error) => Err(Problem::change(&error)),
-    }
-}
-
 /// Gives the stock back.
 #[utoipa::path(
     post, path = "/v1/orders/{order_id}/cancel", operation_id = "cancel_order", tag = "orders",
@@ -444,7 +413,10 @@ impl Api {
                     Cancelled::Cancelled(order) | Cancelled::Same(order) => {
                         Ok(json(StatusCode::OK, &view(order)))
                     }
-                    Cancelled::Confirmed(order) => Err(about(Code::OrderConfirmed, view(order))),
+                    Cancelled::Sold(order) => {
+                        let order = view(order);
+                        Err(about(over(order.status), order))
+                    }
                     Cancelled::Unknown => Err(order_not_found()),
                     Cancelled::Archived => Err(sale_archived()),
                     Cancelled::Overloaded => Err(Problem::overloaded()),
@@ -519,7 +491,7 @@ mod tests {
 
     #[test]
     fn members_of_later_versions_are_refused() {
-        let pointer = decode::<ConfirmOrder>(br#"{"payment_id":"p","lines":[]}"#).unwrap_err();
-        assert_eq!(pointer[0].pointer, "/lines");
+        let pointer = decode::<ReturnOrder>(br#"{"restock":true,"refund":1}"#).unwrap_err();
+        assert_eq!(pointer[0].pointer, "/refund");
     }
 }

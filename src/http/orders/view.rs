@@ -26,13 +26,14 @@ pub enum Durability {
 pub struct OrderView {
     pub id: OrderId,
     pub sale_id: SaleId,
-    pub buyer_id: BuyerId,
+    /// Null only for an order that a payment was the first to name.
+    pub buyer_id: Option<BuyerId>,
     pub status: Status,
-    /// What was asked for; empty where it was cancelled before it came.
+    /// What it holds, bought, or held last; empty where it was cancelled before it came.
     pub lines: Vec<Line>,
     /// Lines that were taken back.
     pub returned: Vec<Line>,
-    /// The payment that bought it.
+    /// The payment that runs or that bought it.
     pub payment_id: Option<PaymentId>,
     pub created_at: Timestamp,
     pub expires_at: Timestamp,
@@ -72,12 +73,13 @@ impl OrderView {
             buyer_id: order.buyer_id,
             status,
             lines: order.lines,
-            returned: Vec::new(),
-            payment_id: order.payment_id,
+            returned: order.returned,
+            // The payment of a hold that has run out runs no more.
+            payment_id: order.payment_id.filter(|_| status != Status::Expired),
             created_at: order.created_at,
             expires_at: order.expires_at,
             confirmed_at: order.confirmed_at,
-            reacquired: false,
+            reacquired: order.reacquired,
             durability,
         }
     }
@@ -117,13 +119,15 @@ mod tests {
         let key = secret.order_key(&sale, &buyer_id, &"k".parse().unwrap());
         Order {
             id: secret.order_id(&LaneId { sale, lane: 0 }, key),
-            buyer_id,
+            buyer_id: Some(buyer_id),
             status,
             lines: Vec::new(),
+            returned: Vec::new(),
             payment_id: None,
             created_at: Timestamp::from_millis(0),
             expires_at: Timestamp::from_millis(1_000),
             confirmed_at: None,
+            reacquired: false,
             seq: 5,
         }
     }
