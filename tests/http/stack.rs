@@ -100,7 +100,7 @@ impl Stack {
             catalog.clone(),
             Admission::new(&config.admission, &mut registry),
             health.clone(),
-            Options::new(&config.http, &config.kafka),
+            Options::new(&config),
             &mut registry,
         );
         let shutdown = CancellationToken::new();
