@@ -6,6 +6,7 @@ use crate::support::{Stack, actor, unique, until};
 use futures_util::future::join_all;
 use holdfast::bus::producer::Producer;
 use holdfast::config::{self, Config};
+use holdfast::domain::event::Cause;
 use holdfast::domain::ids::LaneId;
 use holdfast::domain::order::Order;
 use holdfast::domain::sale::Definition;
