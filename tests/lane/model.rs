@@ -673,7 +673,8 @@ impl Model {
         let over = ended.into_iter().flatten().min().is_some_and(|ended| {
             now.millis() - ended.millis() >= i64::try_from(retention_ms).unwrap_or(i64::MAX)
         });
-        let holds = self.orders.values().any(|entry| entry.order.status == Status::Held);
+        let unpaid = |entry: &Entry| matches!(entry.order.status, Status::Held | Status::Paying);
+        let holds = self.orders.values().any(unpaid);
         if !over || holds || self.marks.recorded < self.marks.seq {
             return false;
         }

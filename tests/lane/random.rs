@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use holdfast::domain::event::{Body, Event, SaleStep};
 use holdfast::domain::ids::EntityKey;
-use holdfast::domain::order::Status;
+use holdfast::domain::order::{Order, Status};
 use holdfast::domain::sale::Definition;
 use holdfast::domain::time::Timestamp;
 use holdfast::lanes::command::{Command, PhaseChange};
@@ -109,7 +109,8 @@ impl Run {
     /// Closes, settles, archives and forgets the sale.
     async fn end(&mut self) {
         let closing = Command::Phase(self.sale.changing(PhaseChange::Close));
-        let held = self.model.orders().filter(|(order, _)| order.status == Status::Held);
+        let unpaid = |order: &Order| matches!(order.status, Status::Held | Status::Paying);
+        let held = self.model.orders().filter(|(order, _)| unpaid(order));
         let cancels = held.map(|(order, _)| Command::Cancel(self.sale.cancelling(&order.id)));
         let batch = std::iter::once(closing).chain(cancels).collect();
         self.call(batch).await;

@@ -169,11 +169,21 @@ impl Raw {
     }
 }
 
-/// Each key of a lane as `DUMP` shows it, byte by byte; `None` where there is none.
+/// Each key of a lane, byte by byte; `None` where there is none.
 pub async fn dump(redis: &MultiplexedConnection, keys: &LaneKeys) -> Vec<Option<Vec<u8>>> {
-    let mut pipe = redis::pipe();
+    let mut redis = redis.clone();
+    let mut all = Vec::new();
     for key in keys.all() {
-        pipe.cmd("DUMP").arg(key);
+        let kind: String = redis::cmd("TYPE").arg(key).query_async(&mut redis).await.unwrap();
+        let bytes: Option<Vec<u8>> = match kind.as_str() {
+            // `DUMP` shows a hash in the order of its table, which Redis changes by and by.
+            "hash" => {
+                let fields: BTreeMap<String, String> = redis.hgetall(key).await.unwrap();
+                Some(format!("{fields:?}").into_bytes())
+            }
+            _ => redis::cmd("DUMP").arg(key).query_async(&mut redis).await.unwrap(),
+        };
+        all.push(bytes);
     }
-    pipe.query_async(&mut redis.clone()).await.unwrap()
+    all
 }
