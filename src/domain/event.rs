@@ -2,6 +2,7 @@
 //! outbox, Kafka carries them, the database records them; each is `epoch-seq` of its lane.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ids::LaneId;
 use super::names::{KeyName, Sku};
@@ -44,7 +45,7 @@ pub struct OrderStep {
 }
 
 /// Who made a step happen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
     Caller,

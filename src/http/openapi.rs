@@ -37,7 +37,7 @@ struct Problem {
     info(title = "Holdfast", description = "Holds, sells and releases the limited stock of flash sales, exactly once."),
     paths(
         orders::place, orders::list, orders::show, orders::confirm, orders::cancel,
-        orders::cancel_by_key,
+        orders::cancel_by_key, orders::history::show,
         sales::define, sales::definition, sales::pause, sales::resume, sales::close,
         views::show, views::list,
         stock::show, adjustments::adjust, adjustments::list,

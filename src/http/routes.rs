@@ -24,6 +24,7 @@ pub(super) fn routes() -> Routes {
         .post("/v1/orders", orders::place)
         .get("/v1/orders", orders::list)
         .get("/v1/orders/{order_id}", orders::show)
+        .get("/v1/orders/{order_id}/history", orders::history::show)
         .post("/v1/orders/{order_id}/confirm", orders::confirm)
         .post("/v1/orders/{order_id}/cancel", orders::cancel)
         .post("/v1/orders/cancel", orders::cancel_by_key)

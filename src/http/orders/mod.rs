@@ -1,6 +1,7 @@
 //! Orders: hold, confirm, cancel, show, list.
 
 mod archived;
+pub(super) mod history;
 mod view;
 
 use axum::extract::State;
