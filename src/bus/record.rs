@@ -290,9 +290,7 @@ fn decode_order(kind: &str, payload: &[u8]) -> Result<(Body, Vec<Change>), Strin
             lines: data.lines,
             restock: data.restock.ok_or_else(missing("restock"))?,
         },
-        "holdfast.order.refund_due" => {
-            Step::RefundDue(data.refund.ok_or_else(missing("refund"))?)
-        }
+        "holdfast.order.refund_due" => Step::RefundDue(data.refund.ok_or_else(missing("refund"))?),
         _ => return Err(unknown(kind)),
     };
     let OrderData { order, from, cause, reason, changes, .. } = data;

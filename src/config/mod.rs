@@ -236,7 +236,10 @@ impl Config {
         }
         for secret in &self.payments.webhook_secrets {
             if !is_webhook_secret(secret) {
-                return Err("payments.webhook_secrets has one that is not whsec_ and base64 of 24-64 bytes".into());
+                return Err(
+                    "payments.webhook_secrets has one that is not whsec_ and base64 of 24-64 bytes"
+                        .into(),
+                );
             }
         }
         range("admission.remembered_max", admission.remembered_max, 1_000, 100_000_000)?;

@@ -2,6 +2,7 @@
 //! outbox, Kafka carries them, the database records them; each is `epoch-seq` of its lane.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ids::LaneId;
 use super::names::{KeyName, Sku};
@@ -51,33 +52,22 @@ pub enum Step {
     PaymentBegun,
     PaymentFailed,
     /// Sold; `released` was held but not bought.
-    Confirmed { released: Vec<Line> },
+    Confirmed {
+        released: Vec<Line>,
+    },
     Cancelled,
     Expired,
     /// Taken back: on sale again, or out of the total.
-    Returned { lines: Vec<Line>, restock: bool },
+    Returned {
+        lines: Vec<Line>,
+        restock: bool,
+    },
     /// A payment must be given back; the order stays as it was.
     RefundDue(RefundDue),
 }
 
-impl Step {
-    /// The word that a history shows, and the end of the event's type.
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Step::Held => "held",
-            Step::PaymentBegun => "payment_begun",
-            Step::PaymentFailed => "payment_failed",
-            Step::Confirmed { .. } => "confirmed",
-            Step::Cancelled => "cancelled",
-            Step::Expired => "expired",
-            Step::Returned { .. } => "returned",
-            Step::RefundDue(_) => "refund_due",
-        }
-    }
-}
-
 /// Who made a step happen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Cause {
     Caller,

@@ -1,6 +1,7 @@
 //! What Holdfast is about: names, orders, sales, stock and events. Pure: no I/O, no clock.
 
 pub mod event;
+pub mod history;
 pub mod ids;
 pub mod names;
 pub mod order;

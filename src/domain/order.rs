@@ -64,14 +64,8 @@ pub enum Status {
 }
 
 impl Status {
-    pub const ALL: [Status; 6] = [
-        Self::Held,
-        Self::Paying,
-        Self::Confirmed,
-        Self::Returned,
-        Self::Cancelled,
-        Self::Expired,
-    ];
+    pub const ALL: [Status; 6] =
+        [Self::Held, Self::Paying, Self::Confirmed, Self::Returned, Self::Cancelled, Self::Expired];
 
     /// The word that callers see and the database stores.
     pub const fn as_str(self) -> &'static str {

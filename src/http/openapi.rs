@@ -11,8 +11,8 @@ use utoipa::{Modify, OpenApi as _, ToSchema};
 
 use super::auth::Anybody;
 use super::problem::{CONTENT_TYPE_PROBLEM, Code, FieldError};
-use crate::domain::ids::RefundId;
 use super::{adjustments, health, json, orders, refunds, sales, stock, views, webhook};
+use crate::domain::ids::RefundId;
 
 /// An error, RFC 9457. Further members say what a caller needs to act.
 #[derive(ToSchema)]
@@ -39,10 +39,9 @@ struct Problem {
 #[openapi(
     info(title = "Holdfast", description = "Holds, sells and releases the limited stock of flash sales, exactly once."),
     paths(
-        orders::place, orders::list, orders::show, orders::cancel,
-        orders::cancel_by_key, orders::payments::begin_payment, orders::payments::confirm,
-        orders::returns::take_back, refunds::list, refunds::settle,
-        webhook::receive,
+        orders::place, orders::list, orders::show, orders::cancel, orders::cancel_by_key,
+        orders::payments::begin_payment, orders::payments::confirm, orders::returns::take_back,
+        orders::history::show, refunds::list, refunds::settle, webhook::receive,
         sales::define, sales::definition, sales::pause, sales::resume, sales::close,
         views::show, views::list,
         stock::show, adjustments::adjust, adjustments::list,

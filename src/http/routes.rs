@@ -15,7 +15,9 @@ use axum::routing::{MethodRouter, get, post, put};
 use prometheus_client::registry::Registry;
 
 use super::problem::{Code, Problem};
-use super::{Api, adjustments, context, health, openapi, orders, refunds, sales, stock, views, webhook};
+use super::{
+    Api, adjustments, context, health, openapi, orders, refunds, sales, stock, views, webhook,
+};
 use crate::telemetry::health::Health;
 
 /// What callers can ask for.
@@ -24,9 +26,10 @@ pub(super) fn routes() -> Routes {
         .post("/v1/orders", orders::place)
         .get("/v1/orders", orders::list)
         .get("/v1/orders/{order_id}", orders::show)
-        .post("/v1/orders/{order_id}/begin-payment", orders::begin_payment)
-        .post("/v1/orders/{order_id}/confirm", orders::confirm)
-        .post("/v1/orders/{order_id}/return", orders::take_back)
+        .get("/v1/orders/{order_id}/history", orders::history::show)
+        .post("/v1/orders/{order_id}/begin-payment", orders::payments::begin_payment)
+        .post("/v1/orders/{order_id}/confirm", orders::payments::confirm)
+        .post("/v1/orders/{order_id}/return", orders::returns::take_back)
         .post("/v1/orders/{order_id}/cancel", orders::cancel)
         .post("/v1/orders/cancel", orders::cancel_by_key)
         .post("/v1/payments/webhook", webhook::receive)

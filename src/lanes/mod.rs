@@ -190,10 +190,7 @@ impl Lanes {
         read(raw, |text| reply::confirmed(id, text))
     }
 
-    pub async fn begin_payment(
-        &self,
-        command: BeginPayment,
-    ) -> Result<Stamped<Begun>, LaneError> {
+    pub async fn begin_payment(&self, command: BeginPayment) -> Result<Stamped<Begun>, LaneError> {
         let id = command.id.clone();
         let raw = self.submit(id.lane(), Command::BeginPayment(command)).await?;
         read(raw, |text| reply::begun(id, text))

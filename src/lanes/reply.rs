@@ -273,8 +273,20 @@ pub(super) fn order(id: OrderId, record: &str) -> Result<Order, ReplyError> {
 pub(super) const ORDER_WORDS: usize = 12;
 
 pub(super) fn order_state(id: OrderId, words: [&str; ORDER_WORDS]) -> Result<Order, ReplyError> {
-    let [letter, seq, created, expires, confirmed, _hold, payment, reacquired, buyer, bought, _asked, returned] =
-        words;
+    let [
+        letter,
+        seq,
+        created,
+        expires,
+        confirmed,
+        _hold,
+        payment,
+        reacquired,
+        buyer,
+        bought,
+        _asked,
+        returned,
+    ] = words;
     Ok(Order {
         id,
         buyer_id: optional(buyer)?,

@@ -376,7 +376,10 @@ async fn insert_adjustment(
 }
 
 /// Payments that must be given back: one row per order and payment, whoever says so first.
-async fn insert_refunds(connection: &mut PgConnection, events: &[Event]) -> Result<u64, ApplyError> {
+async fn insert_refunds(
+    connection: &mut PgConnection,
+    events: &[Event],
+) -> Result<u64, ApplyError> {
     let mut rows = 0;
     // Rare beside orders: a statement each.
     for event in events {

@@ -6,6 +6,7 @@ mod batch;
 pub mod catalog;
 mod counters;
 mod dead_letters;
+mod history;
 mod keys;
 mod lanes;
 mod migrate;

@@ -16,7 +16,6 @@ async fn paths_and_methods_come_before_keys() {
         "/v1",
         "/v1/order",
         "/v1/orders/",
-        "/v1/orders/x/history",
         "/v1/orders/x/begin-payment",
         "/v1/orders/x/return",
         "/v1/refunds",
@@ -35,6 +34,7 @@ async fn paths_and_methods_come_before_keys() {
     for (method, path, allow) in [
         (Method::DELETE, "/v1/orders", "POST,GET,HEAD"),
         (Method::OPTIONS, "/v1/orders", "POST,GET,HEAD"),
+        (Method::POST, "/v1/orders/x/history", "GET,HEAD"),
         (Method::GET, "/v1/orders/x/confirm", "POST"),
         (Method::GET, "/v1/orders/cancel", "POST"),
         (Method::POST, "/v1/sales/x", "GET,HEAD,OPTIONS,PUT"),
@@ -179,6 +179,7 @@ async fn unknown_parameters_are_refused_but_on_what_is_open_to_all() {
     for path in [
         "/v1/orders?page=2".to_owned(),
         format!("/v1/orders/{id}?page=2"),
+        format!("/v1/orders/{id}/history?page=2"),
         format!("/v1/sales/{}/stock?page=2", stack.sale),
         format!("/v1/sales/{}/definition?page=2", stack.sale),
         format!("/v1/sales/{}/adjustments?page=2", stack.sale),

@@ -5,6 +5,7 @@ mod adjustments;
 mod archive;
 mod checks;
 mod health;
+mod history;
 mod limits;
 mod listener;
 mod orders;

@@ -12,11 +12,12 @@ use holdfast::domain::sale::{Definition, Phase};
 use holdfast::domain::stock::{Adjustment, Counters, TOTAL_MAX};
 use holdfast::domain::time::Timestamp;
 use holdfast::lanes::command::{
-    Adjust, BeginPayment, Cancel, Command, Confirm, Define, FailPayment, PhaseChange, Reserve, Return,
+    Adjust, BeginPayment, Cancel, Command, Confirm, Define, FailPayment, PhaseChange, Reserve,
+    Return,
 };
 use holdfast::lanes::reply::{
-    Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, Refusal, Reserved,
-    Returned, Shortage, SkuStock, Stock,
+    Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, Refusal,
+    Reserved, Returned, Shortage, SkuStock, Stock,
 };
 
 use crate::sale::Outcome;
@@ -469,7 +470,8 @@ impl Model {
                 let definition = self.definition.as_ref().expect("it is defined");
                 let sold_here = |line: &Line| definition.skus.iter().any(|s| s.sku == line.sku);
                 let buyer = entry.order.buyer_id.clone().expect("only tombstones have none");
-                let gone = !wanted.iter().all(sold_here) || self.short_of(&buyer, &wanted).is_some();
+                let gone =
+                    !wanted.iter().all(sold_here) || self.short_of(&buyer, &wanted).is_some();
                 gone.then_some(RefundReason::PaymentTooLate)
             }
             (due, _) => due,

@@ -223,11 +223,17 @@ async fn a_payment_keeps_the_hold_while_it_runs_and_never_beyond_the_longest() {
     let Begun::Begun(paying) = sale.begin(&order.id, "pay-1").await else { panic!("it is held") };
     assert_eq!((paying.status, sale.stock("phone").await), (Status::Paying, (8, 1, 0)));
     let now = sale.lanes.get(order.id.clone()).await.unwrap().now.millis();
-    assert!((order.created_at.millis() + 60_000..=now + 60_000).contains(&paying.expires_at.millis()));
+    assert!(
+        (order.created_at.millis() + 60_000..=now + 60_000).contains(&paying.expires_at.millis())
+    );
     assert_eq!(sale.begin(&order.id, "pay-1").await, Begun::Same(paying.clone()));
 
     turn_time_to(&sale, order.created_at.millis() + 50_000).await;
-    assert_eq!(sweep_by_clock(&sale, order.created_at.millis() + 50_000).await, 0, "it is paid for");
+    assert_eq!(
+        sweep_by_clock(&sale, order.created_at.millis() + 50_000).await,
+        0,
+        "it is paid for"
+    );
     let Begun::Begun(again) = sale.begin(&order.id, "pay-2").await else { panic!("it is held") };
     assert_eq!(again.expires_at.millis(), order.created_at.millis() + 65_000);
     assert!(matches!(sale.fail(&order.id, "pay-1").await, Failed::Ignored(_)), "it runs no more");
@@ -254,7 +260,10 @@ async fn a_part_can_be_bought_and_the_rest_goes_back() {
     };
     assert_eq!(bought.lines, lines(&[("phone", 2)]));
     assert_eq!((sale.stock("phone").await, sale.stock("case").await), ((3, 0, 2), (5, 0, 0)));
-    assert!(matches!(sale.confirm(&order.id, "pay").await, Confirmed::Same(_)), "whatever its lines");
+    assert!(
+        matches!(sale.confirm(&order.id, "pay").await, Confirmed::Same(_)),
+        "whatever its lines"
+    );
     let replay = sale.reserve("ann", "k", &[("case", 1), ("phone", 3)]).await;
     assert_eq!(replay, Reserved::Replayed(bought), "the key means what was asked for");
     sale.raw().await.check();

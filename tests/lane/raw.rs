@@ -159,7 +159,8 @@ impl Raw {
             }
         }
         for (sku, stock) in &self.stock {
-            let total = stock.initial + adjusted.get(sku).unwrap_or(&0) - lost.get(sku).unwrap_or(&0);
+            let total =
+                stock.initial + adjusted.get(sku).unwrap_or(&0) - lost.get(sku).unwrap_or(&0);
             assert_eq!(stock.available + stock.held + stock.sold, total, "I1 of {sku}: {stock:?}");
             assert!(stock.available.min(stock.held).min(stock.sold) >= 0, "I1 of {sku}: {stock:?}");
             assert_eq!(stock.held, *held.get(sku).unwrap_or(&0), "what orders hold of {sku}");

@@ -10,12 +10,12 @@ use holdfast::domain::sale::{Definition, SkuDefinition};
 use holdfast::domain::stock::{AdjustmentNote, Reason};
 use holdfast::domain::time::Timestamp;
 use holdfast::lanes::command::{
-    Adjust, BeginPayment, Cancel, Command, Confirm, Define, FailPayment, Phase, PhaseChange, Reserve,
-    Return,
+    Adjust, BeginPayment, Cancel, Command, Confirm, Define, FailPayment, Phase, PhaseChange,
+    Reserve, Return,
 };
 use holdfast::lanes::reply::{
-    Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, Refusal, Reserved,
-    Returned, Stamped, Stock,
+    Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, Refusal,
+    Reserved, Returned, Stamped, Stock,
 };
 use holdfast::lanes::{Advance, LaneError, LaneKeys, Lanes, outbox};
 use prometheus_client::registry::Registry;

@@ -1,8 +1,8 @@
 //! Random commands for one sale: few buyers, keys and SKUs, so that they meet often.
 
+use holdfast::domain::event::Cause;
 use holdfast::domain::names::Sku;
 use holdfast::domain::sale::Definition;
-use holdfast::domain::event::Cause;
 use holdfast::lanes::command::{
     Adjust, BeginPayment, Cancel, Command, Confirm, FailPayment, PhaseChange, Reserve, Return,
 };

@@ -212,6 +212,44 @@ async fn explain_the_list_of_a_sale(stack: &crate::support::Stack) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_history_is_found_by_indexes_however_long_the_ledger_is() {
+    let (_, database) = ledger("history").await;
+    let pool = pool(&database);
+    sqlx::raw_sql(
+        "INSERT INTO ledger SELECT 's', n % 4, 1, n, 0, 'holdfast.order.held', 'o' || n / 2, NULL,
+           'caller', NULL, NULL, NULL, 'phone', -1, 1, 0, now() FROM generate_series(1, 20000) AS n;
+         ANALYZE ledger",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let mut connection = pool.acquire().await.unwrap();
+    let prepare = format!("PREPARE history AS {}", the_prepared_query("AS step JOIN ledger"));
+    sqlx::raw_sql(sqlx::AssertSqlSafe(prepare)).execute(&mut *connection).await.unwrap();
+    let plan: Vec<String> = sqlx::query_scalar("EXPLAIN EXECUTE history ('o7', 200)")
+        .fetch_all(&mut *connection)
+        .await
+        .unwrap();
+    let plan = plan.join("\n");
+    for index in ["ledger_by_order", "ledger_pkey"] {
+        assert!(plan.contains(index), "{plan}");
+    }
+    assert!(!plan.contains("Seq Scan"), "{plan}");
+}
+
+/// The one of the prepared queries that has these words in it.
+fn the_prepared_query(words: &str) -> String {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/.sqlx");
+    let files = std::fs::read_dir(folder).unwrap();
+    let texts = files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap());
+    let stored = texts.map(|text| serde_json::from_str::<serde_json::Value>(&text).unwrap());
+    let queries = stored.map(|stored| stored["query"].as_str().unwrap().to_owned());
+    let mut found: Vec<_> = queries.filter(|query| query.contains(words)).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_catalog_keeps_itself_fresh() {
     let (ledger, _) = ledger("fresh").await;
     let every = config::Catalog { refresh_ms: 100 };

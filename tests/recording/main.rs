@@ -1,5 +1,6 @@
 //! What is recorded: relay, writer, sweeper and ledger against the real servers.
 
+mod follower;
 mod ledger;
 mod pipeline;
 mod support;

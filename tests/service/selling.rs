@@ -34,8 +34,12 @@ async fn an_order_is_held_paid_and_recorded() {
 async fn a_hold_that_is_not_paid_in_time_goes_back_on_sale() {
     let deployment = Deployment::new(Servers::shared()).await;
     let service = deployment.serve().await;
-    let sale = service.define(1, json!({"hold_seconds": 1})).await;
-    let order = service.order(&sale, "u-1", "k-1", 1).await;
+    let sale = service.define(1, json!({})).await;
+    let lines = json!([{"sku": "sku", "quantity": 1}]);
+    let short = json!({"sale_id": sale, "buyer_id": "u-1", "hold_seconds": 1, "lines": lines});
+    let key = &service.deployment.orders_key;
+    let order = service.try_send(Method::POST, "/v1/orders", key, Some("k-1"), Some(&short)).await;
+    let order = order.expect("an answer");
     assert_eq!(service.order(&sale, "u-2", "k-2", 1).await.code(), "sold-out");
     eventually("the stock is back", async || service.stock(&sale).await == [1, 1, 0, 0]).await;
 

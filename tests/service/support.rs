@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use redis::AsyncCommands;
 use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -364,22 +365,32 @@ impl Service<'_> {
     }
 
     /// Waits until the database has all that happened, then checks I1, I2, I3 and I5 against Redis
-    /// and returns the recorded orders as (id, status).
+    /// and returns the recorded orders as (id, status). Nothing may happen any more: no hold may be
+    /// about to run out.
     pub async fn balanced_books(&self, sale: &str) -> Vec<(String, String)> {
         let database = self.deployment.database().await;
-        eventually("database = Redis", async || {
-            let counters: Option<(i64, i64, i64, i64)> = sqlx::query_as(
-                "SELECT total, available, held, sold FROM counters WHERE sale_id = $1 AND sku = 'sku'",
-            )
-            .bind(sale)
-            .fetch_optional(&database)
-            .await
-            .expect("counters");
-            let stock = self.stock(sale).await;
-            counters.is_some_and(|(total, available, held, sold)| stock == [total, available, held, sold])
+        let redis = redis::Client::open(self.deployment.servers.redis.as_str()).expect("a URL");
+        let mut redis = redis.get_multiplexed_async_connection().await.expect("Redis");
+        let lane = format!("hf1:{{{sale}/0}}:lane");
+        let seq: i64 = redis.hget(&lane, "seq").await.expect("the lane's seq");
+        eventually("the database has all that happened", async || {
+            let recorded: i64 = sqlx::query_scalar("SELECT recorded FROM lanes WHERE sale_id = $1")
+                .bind(sale)
+                .fetch_one(&database)
+                .await
+                .expect("the lane's row");
+            recorded >= seq
         })
         .await;
         let [total, available, held, sold] = self.stock(sale).await;
+        let counters: (i64, i64, i64, i64) = sqlx::query_as(
+            "SELECT total, available, held, sold FROM counters WHERE sale_id = $1 AND sku = 'sku'",
+        )
+        .bind(sale)
+        .fetch_one(&database)
+        .await
+        .expect("counters");
+        assert_eq!(counters, (total, available, held, sold), "database = Redis");
         assert_eq!(total, available + held + sold, "I1");
         assert!(available >= 0 && held >= 0 && sold >= 0, "I1");
 

@@ -22,7 +22,9 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// A payment for an order that changes no more: bought by it, or to be given back.
 fn confirm(order: &Order, payment: &PaymentId) -> Result<(), RefundReason> {
     match order.status {
-        Status::Confirmed | Status::Returned if order.payment_id.as_ref() == Some(payment) => Ok(()),
+        Status::Confirmed | Status::Returned if order.payment_id.as_ref() == Some(payment) => {
+            Ok(())
+        }
         Status::Confirmed | Status::Returned => Err(RefundReason::AlreadyPaid),
         Status::Cancelled => Err(RefundReason::OrderCancelled),
         Status::Held | Status::Paying | Status::Expired => Err(RefundReason::PaymentTooLate),

@@ -1,6 +1,7 @@
 //! Orders: hold, pay, cancel, take back, show, list.
 
 mod archived;
+pub(super) mod history;
 pub(super) mod payments;
 pub(super) mod returns;
 mod view;
@@ -12,8 +13,8 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Deserializer, de};
 use utoipa::{IntoParams, ToSchema};
 
-pub use self::payments::{BeginPayment, ConfirmOrder, begin_payment, confirm};
-pub use self::returns::{ReturnOrder, take_back};
+pub use self::payments::{BeginPayment, ConfirmOrder};
+pub use self::returns::ReturnOrder;
 pub use self::view::{Durability, OrderList, OrderView};
 use super::auth::OrdersCaller;
 use super::extract::{

@@ -6,7 +6,9 @@ use axum::response::Response;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::{IDEMPOTENT_REPLAYED, OrderView, YES, about, check_lines, key_reused, over, sale_archived};
+use super::{
+    IDEMPOTENT_REPLAYED, OrderView, YES, about, check_lines, key_reused, over, sale_archived,
+};
 use crate::domain::ids::OrderId;
 use crate::domain::order::Line;
 use crate::http::auth::OrdersCaller;
