@@ -9,5 +9,6 @@ mod history;
 mod limits;
 mod listener;
 mod orders;
+mod payments;
 mod sales;
 mod stack;

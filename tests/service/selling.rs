@@ -44,9 +44,14 @@ async fn a_hold_that_is_not_paid_in_time_goes_back_on_sale() {
     eventually("the stock is back", async || service.stock(&sale).await == [1, 1, 0, 0]).await;
 
     let path = format!("/v1/orders/{}/confirm", order.id());
+    assert_eq!(service.order(&sale, "u-2", "k-2", 1).await.status, StatusCode::CREATED);
     let late = service.post(&path, json!({"payment_id": "pay-1"})).await;
     assert_eq!((late.status, late.code()), (StatusCode::CONFLICT, "payment-too-late"));
-    assert_eq!(service.order(&sale, "u-2", "k-2", 1).await.status, StatusCode::CREATED);
+    eventually("the refund is on the list", async || {
+        let list = service.get(&format!("/v1/refunds?sale_id={sale}&status=due")).await;
+        list.body["refunds"][0]["id"] == late.body["refund_id"]
+    })
+    .await;
     service.balanced_books(&sale).await;
 }
 
