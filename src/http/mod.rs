@@ -9,6 +9,7 @@ mod adjustments;
 mod auth;
 mod context;
 mod cursor;
+mod etag;
 pub mod extract;
 mod health;
 mod metrics;
