@@ -34,7 +34,7 @@ use axum::response::{IntoResponse, Response};
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 
-pub use self::adjustments::AdjustStock;
+pub use self::adjustments::{AdjustStock, UndoAdjustment};
 pub use self::metrics::Metrics;
 pub use self::openapi::document;
 use self::problem::Problem;
