@@ -155,7 +155,9 @@ async fn an_undo_is_the_exact_opposite_once_and_can_be_undone() {
     assert_eq!(sale.undo("u", &done.id).await, Undone::KeyReused, "another note");
     assert_eq!(sale.undo("u", &second.id).await, Undone::KeyReused, "another adjustment");
     assert_eq!(sale.undo("a", &done.id).await, Undone::KeyReused, "no undo at all");
-    assert_eq!(sale.adjust("u", "phone", 4).await, Adjusted::KeyReused, "no plain adjustment");
+    let likewise = Adjust { note: second.note.clone(), ..sale.adjusting("u", "phone", 4) };
+    let outcome = sale.lanes.adjust(likewise).await.unwrap().outcome;
+    assert_eq!(outcome, Adjusted::KeyReused, "no plain adjustment, whatever it says");
     let by = second.id.clone();
     assert_eq!(sale.undo("v", &done.id).await, Undone::AlreadyUndone { by: by.clone() });
     let shown = Adjustment { undone_by: Some(by), ..done.clone() };
