@@ -34,7 +34,7 @@ pub struct AdjustStock {
     #[serde(default)]
     #[schema(minimum = -1_000_000_000, maximum = 1_000_000_000)]
     pub delta: Option<i64>,
-    /// How many there shall be in all. Needs `If-Match`.
+    /// How many there shall be in all. Needs `If-Match`. As many as there are: an adjustment by 0.
     #[serde(default)]
     #[schema(minimum = 0, maximum = 1_000_000_000)]
     pub set_total: Option<i64>,
