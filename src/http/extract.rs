@@ -17,7 +17,7 @@ use serde_path_to_error::{Path, Segment, Track};
 use super::Api;
 use super::problem::{Code, FieldError, Problem};
 use super::strict::Strict;
-use crate::domain::ids::OrderId;
+use crate::domain::ids::{AdjustmentId, OrderId};
 use crate::domain::names::{IdempotencyKey, SaleId, Sku};
 
 /// The body of most calls.
@@ -286,6 +286,11 @@ impl PathNames {
         self.get("order_id").and_then(Result::ok).ok_or_else(order_not_found)
     }
 
+    /// An adjustment's id that has the form of one.
+    pub fn adjustment_id(&self) -> Result<AdjustmentId, Problem> {
+        self.get("adjustment_id").and_then(Result::ok).ok_or_else(adjustment_not_found)
+    }
+
     pub fn sale_id(&self) -> Result<SaleId, Problem> {
         self.get("sale_id").and_then(Result::ok).ok_or_else(sale_not_found)
     }
@@ -306,6 +311,10 @@ impl PathNames {
 
 pub fn order_not_found() -> Problem {
     Problem::new(Code::OrderNotFound, "no order has this id")
+}
+
+pub fn adjustment_not_found() -> Problem {
+    Problem::new(Code::AdjustmentNotFound, "no adjustment has this id")
 }
 
 pub fn sale_not_found() -> Problem {

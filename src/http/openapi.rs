@@ -40,7 +40,7 @@ struct Problem {
         orders::cancel_by_key, orders::history::show,
         sales::define, sales::definition, sales::pause, sales::resume, sales::close,
         views::show, views::list,
-        stock::show, adjustments::adjust, adjustments::list,
+        stock::show, adjustments::adjust, adjustments::list, adjustments::undo,
         health::livez, health::readyz, show,
     ),
     components(schemas(Problem, Code, FieldError)),

@@ -27,14 +27,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use self::combiner::{RawReply, Waiting};
-use self::command::{Adjust, Cancel, Command, Confirm, Define, Phase, Reserve};
+use self::command::{Adjust, Cancel, Command, Confirm, Define, Phase, Preview, Reserve, Undo};
 use self::connection::Connections;
 pub use self::connection::{BLOCK_MAX, CallError};
 pub use self::keys::LaneKeys;
 use self::metrics::Metrics;
 use self::reply::{
-    Adjusted, Cancelled, Confirmed, Defined, Expired, Marks, Phased, ReplyError, Reserved, Stamped,
-    Stock,
+    Adjusted, Cancelled, Confirmed, Defined, Expired, Marks, Phased, Previewed, ReplyError,
+    Reserved, Stamped, Stock, Undone,
 };
 use self::scripts::Scripts;
 use crate::config::{self, millis};
@@ -204,6 +204,21 @@ impl Lanes {
         let id = command.id.clone();
         let raw = self.submit(id.lane(), Command::Adjust(command)).await?;
         read(raw, |text| reply::adjusted(id, text))
+    }
+
+    /// What an adjustment would come to now.
+    pub async fn preview(
+        &self,
+        lane: &LaneId,
+        command: Preview,
+    ) -> Result<Stamped<Previewed>, LaneError> {
+        read(self.submit(lane, Command::Preview(command)).await?, reply::previewed)
+    }
+
+    pub async fn undo(&self, command: Undo) -> Result<Stamped<Undone>, LaneError> {
+        let id = command.id.clone();
+        let raw = self.submit(id.lane(), Command::Undo(command)).await?;
+        read(raw, |text| reply::undone(id, text))
     }
 
     pub async fn define(
