@@ -3,7 +3,7 @@
 import { check, sleep } from 'k6';
 import * as api from './lib/api.js';
 import { defineSale, saleId, stock, waitFor, waitUntilNothingIsHeld } from './lib/sale.js';
-import { adjust, cancel, cancelWithKey, confirm, layTombstone, place, sameLines } from './lib/steps.js';
+import { adjust, cancel, cancelWithKey, confirm, layTombstone, place, sameLines, setTotal, undo } from './lib/steps.js';
 import { loadOptions } from './lib/summary.js';
 
 export { handleSummary } from './lib/summary.js';
@@ -43,6 +43,8 @@ export function pass({ sale }) {
   open.push(...limitsHold(sale));
   ordersAreListed(sale);
   stockIsAdjusted(sale);
+  stockIsCounted(sale);
+  anAdjustmentIsUndone(sale);
   aSaleRests(sale);
   aSaleOpensLater();
   // What is left to settle is settled in a closed sale.
@@ -362,6 +364,39 @@ function stockIsAdjusted(sale) {
     body.adjustments.length === 1 && body.adjustments[0].delta === -3);
   refused('stock is changed by adjustments only',
     api.putSale(sale.id, { name: 'Load test smoke', ...SALE, skus: [{ sku: 'tea', stock: 60 }, ...SALE.skus.slice(1)] }), 409, 'sale-in-use');
+}
+
+function stockIsCounted(sale) {
+  const { total, version } = stock(sale).tea;
+  const change = { sku: 'tea', key: 'count-1', set_total: total + 2, version, reason: 'recount' };
+  expect('a dry run says what would come of it', get(api.setTotal(sale, { ...change, dry_run: true })), ({ res, body }) =>
+    res.status === 200 && !('id' in body) && body.delta === 2 && body.after.total === total + 2 && body.after.version === version + 1);
+  verify('and changes nothing', stock(sale).tea.version === version);
+  refused('a total is set for one version', api.withHeaders(api.setTotal(sale, change), { 'If-Match': null }), 428, 'precondition-required');
+  refused('and for no other', api.setTotal(sale, { ...change, version: version + 1 }), 412, 'precondition-failed',
+    ({ body }) => body.version === version && body.total === total);
+  const counted = setTotal(sale, change, 2);
+  verify('a total is set', counted.after.total === total + 2 && stock(sale).tea.total === total + 2);
+  expect('a replay comes before the version', get(api.setTotal(sale, change)), ({ res, body, replayed }) =>
+    res.status === 200 && replayed && body.id === counted.id);
+  verify('a count may find the total right', setTotal(sale, { ...change, key: 'count-2', version: version + 1 }, 0) !== null);
+}
+
+function anAdjustmentIsUndone(sale) {
+  const before = stock(sale).mug.total;
+  const loss = adjust(sale, { sku: 'mug', key: 'adjustment-6', delta: -1, reason: 'lost', reference: 'count-3' });
+  const found = undo(loss, 'undo-1');
+  verify('an undo is a correction with the reference of what it undoes',
+    found.undoes === loss.id && found.reason === 'correction' && found.reference === 'count-3' && stock(sale).mug.total === before);
+  expect('a replay of an undo is the same', get(api.undoAdjustment(loss.id, 'undo-1')), ({ res, body, replayed }) =>
+    res.status === 200 && replayed && body.id === found.id);
+  refused('its key with another note', api.undoAdjustment(loss.id, 'undo-1', 'found it'), 422, 'idempotency-key-reused');
+  refused('nothing is undone twice', api.undoAdjustment(loss.id, 'undo-2'), 409, 'already-undone', ({ body }) => body.undone_by === found.id);
+  verify('an undo can be undone', undo(found, 'undo-3') !== null && stock(sale).mug.total === before - 1);
+  expect('the trail shows what undid what', get(api.listAdjustments(sale.id, '?sku=mug&limit=3')), ({ body }) =>
+    body.adjustments[1].undoes === loss.id && body.adjustments[2].undone_by === found.id && body.adjustments[1].undone_by === body.adjustments[0].id);
+  refused('an adjustment that is none', api.undoAdjustment('no-such-adjustment', 'undo-4'), 404, 'adjustment-not-found');
+  refused('a shop does not undo', api.asOrders(api.undoAdjustment(loss.id, 'undo-5')), 403, 'forbidden');
 }
 
 function aSaleRests(sale) {

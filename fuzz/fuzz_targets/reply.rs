@@ -32,7 +32,7 @@ fuzz_target!(|data: &[u8]| {
     match which % 5 {
         0 => orders(&text),
         1 => sale(&text),
-        2 => drop(reply::adjusted(FIXTURE.adjustment.clone(), &text)),
+        2 => adjustments(&text),
         3 => events(&text),
         _ => records(bytes),
     }
@@ -44,6 +44,12 @@ fn orders(text: &str) {
     drop(reply::cancelled(FIXTURE.order.clone(), text));
     drop(reply::got(FIXTURE.order.clone(), text));
     drop(reply::expired(text));
+}
+
+fn adjustments(text: &str) {
+    drop(reply::adjusted(FIXTURE.adjustment.clone(), text));
+    drop(reply::undone(FIXTURE.adjustment.clone(), text));
+    drop(reply::previewed(text));
 }
 
 fn sale(text: &str) {

@@ -7,7 +7,8 @@ use axum::http::{HeaderMap, HeaderValue, Uri};
 use holdfast::domain::ids::{AdjustmentId, OrderId};
 use holdfast::domain::order::{LINES_MAX, QUANTITY_MAX};
 use holdfast::domain::sale::Definition;
-use holdfast::http::AdjustStock;
+use holdfast::domain::stock::{TOTAL_MAX, TotalChange};
+use holdfast::http::{AdjustStock, UndoAdjustment};
 use holdfast::http::extract::{self, IDEMPOTENCY_KEY, decode, idempotency_key};
 use holdfast::http::orders::{CancelByKey, CancelOrder, ConfirmOrder, ListOrders, PlaceOrder};
 use libfuzzer_sys::fuzz_target;
@@ -49,8 +50,12 @@ fn define(bytes: &[u8]) {
 
 fn adjust(bytes: &[u8]) {
     if let Ok(asked) = decode::<AdjustStock>(bytes) {
-        assert_ne!(asked.delta, 0);
+        match asked.change().expect("it was checked") {
+            TotalChange::By(delta) => assert!(delta != 0 && delta.abs() <= TOTAL_MAX),
+            TotalChange::To(total) => assert!((0..=TOTAL_MAX).contains(&total)),
+        }
     }
+    drop(decode::<UndoAdjustment>(bytes));
 }
 
 /// An id that is read is written as it was.

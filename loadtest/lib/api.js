@@ -84,6 +84,16 @@ export function adjustStock(sale, { sku, key, ...change }) {
   return request('POST', '/v1/sales/{id}/stock/{sku}/adjustments', path, OPERATOR_KEY, change, headers);
 }
 
+/** `version`: of the SKU, for `If-Match`. */
+export function setTotal(sale, { version, ...change }) {
+  return withHeaders(adjustStock(sale, change), { 'If-Match': `"${version}"` });
+}
+
+export function undoAdjustment(id, key, note) {
+  const body = note === undefined ? undefined : { note };
+  return request('POST', '/v1/adjustments/{id}/undo', `/v1/adjustments/${id}/undo`, OPERATOR_KEY, body, { 'Idempotency-Key': key });
+}
+
 export function listAdjustments(id, query = '') {
   return request('GET', '/v1/sales/{id}/adjustments', `/v1/sales/${id}/adjustments${query}`, OPERATOR_KEY);
 }

@@ -210,15 +210,28 @@ export function layTombstone(sale, asked) {
 
 /** `change`: `{sku, key, delta, reason, …}`. */
 export function adjust(sale, change) {
-  const answer = ask('adjust', api.adjustStock(sale, change), ['stock-in-use']);
+  return adjustBy(change.delta, change.sku, api.adjustStock(sale, change));
+}
+
+/** `change`: `{sku, key, set_total, version, reason, …}`; `delta`: what it must come to. */
+export function setTotal(sale, change, delta) {
+  return adjustBy(delta, change.sku, api.setTotal(sale, change));
+}
+
+export function undo(adjustment, key) {
+  return adjustBy(-adjustment.delta, adjustment.sku, api.undoAdjustment(adjustment.id, key));
+}
+
+function adjustBy(delta, sku, request) {
+  const answer = ask('adjust', request, ['stock-in-use']);
   if (answer.kind !== 'done') return null;
   check(answer, {
     'an adjustment says what it moved': ({ body }) =>
-      body.delta === change.delta && body.sku === change.sku &&
-      body.after.total - body.before.total === change.delta &&
-      body.after.available - body.before.available === change.delta,
+      body.delta === delta && body.sku === sku &&
+      body.after.total - body.before.total === delta &&
+      body.after.available - body.before.available === delta,
   });
-  units.add(Math.abs(change.delta), { step: change.delta > 0 ? 'restock' : 'write-off', sku: change.sku });
+  units.add(Math.abs(delta), { step: delta > 0 ? 'restock' : 'write-off', sku });
   return answer.body;
 }
 

@@ -10,7 +10,10 @@
 --                                          buyer lines asked returned notes", see decode_order
 --       5 deadlines    zset    keys of orders that fall due together, joined, by due time (ms)
 --       6 outbox       stream  one entry a call, id "epoch-lastseq": at, then (kind, payload) an event
---       7 adjustments  hash    key   -> "seq at sku delta available held sold version actor note"
+--       7 adjustments  hash    key   -> "seq at sku delta total available held sold version undoes
+--                                        undone_by actor reason reference note"; the counters are
+--                                        those before; total: the one asked for; undoes, undone_by:
+--                                        ids; reference, note: JSON without spaces
 -- ARGV  1 the caller's clock (ms); 2 most events that may wait in the outbox; 3 "1" where Redis is
 --       nearly full; 4 the number of commands; then the commands, each as its reader below says.
 -- Reply { now, epoch, seq, logged, recorded, reply of the 1st command, … }; epoch 0: no such lane.
@@ -132,14 +135,31 @@ local readers = {
     want_all_stock = true
     return {}, 0
   end,
-  -- trace key sku delta actor note; note: JSON
+  -- sku delta total if_version; delta or total is empty; if_version: empty, * (any), or ",7,9,"
+  preview = function(i)
+    want_sku(ARGV[i])
+    return {
+      sku = ARGV[i], delta = ARGV[i + 1], total = ARGV[i + 2], if_version = ARGV[i + 3],
+    }, 4
+  end,
+  -- trace key sku delta total if_version actor reason reference note, as above and in the record
   adjust = function(i)
     want_adjustment(ARGV[i + 1])
     want_sku(ARGV[i + 2])
     return {
-      trace = ARGV[i], key = ARGV[i + 1], sku = ARGV[i + 2], delta = tonumber(ARGV[i + 3]),
-      actor = ARGV[i + 4], note = ARGV[i + 5],
-    }, 6
+      trace = ARGV[i], key = ARGV[i + 1], sku = ARGV[i + 2], delta = ARGV[i + 3],
+      total = ARGV[i + 4], if_version = ARGV[i + 5], actor = ARGV[i + 6], reason = ARGV[i + 7],
+      reference = ARGV[i + 8], note = ARGV[i + 9],
+    }, 10
+  end,
+  -- trace key id undoes_key undoes actor note; key and id: of the new adjustment, undoes: the other
+  undo = function(i)
+    want_adjustment(ARGV[i + 1])
+    want_adjustment(ARGV[i + 3])
+    return {
+      trace = ARGV[i], key = ARGV[i + 1], id = ARGV[i + 2], undoes_key = ARGV[i + 3],
+      undoes = ARGV[i + 4], actor = ARGV[i + 5], note = ARGV[i + 6],
+    }, 7
   end,
   -- trace version epoch digest opens closes hold grace longest limit actor definition n
   -- (sku stock limit)*n; grace: payment_grace_seconds, longest: max_hold_seconds
@@ -290,6 +310,26 @@ for key, record in pairs(fetch(KEYS[4], order_keys)) do
   end
 end
 
+local function decode_adjustment(key, record)
+  local seq, at, sku, delta, total, before, undoes, undone_by, actor, reason, reference, note = string.match(
+    record,
+    '^(%d+) (%d+) ([^ ]+) (%-?%d+) (%d*) (%d+ %d+ %d+ %d+) ([^ ]*) ([^ ]*) ([^ ]+) (%a+) ([^ ]*) ([^ ]*)$'
+  )
+  assert(seq, 'the record of an adjustment cannot be read')
+  return {
+    key = key, seq = seq, at = at, sku = sku, delta = delta, total = total, before = before, undoes = undoes,
+    undone_by = undone_by, actor = actor, reason = reason, reference = reference, note = note,
+  }
+end
+
+local adjustments = {}
+for key, record in pairs(fetch(KEYS[7], adjustment_keys)) do
+  if record then
+    adjustments[key] = decode_adjustment(key, record)
+    want_sku(adjustments[key].sku) -- whose units an undo moves back
+  end
+end
+
 local stock = {}
 do
   local raw
@@ -323,8 +363,6 @@ for buyer, value in pairs(fetch(KEYS[3], buyer_ids)) do
   end
   buyers[buyer] = count
 end
-
-local adjustments = fetch(KEYS[7], adjustment_keys)
 
 -- What the decisions below leave for the bulk writes.
 local events = {}

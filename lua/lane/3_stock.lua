@@ -1,5 +1,5 @@
 
--- Stock and the sale: stock, adjust, define, phase, archive, marks.
+-- Stock and the sale: stock, preview, adjust, undo, define, phase, archive, marks.
 
 local TOTAL_MAX = 1000000000
 
@@ -26,44 +26,119 @@ function decide.stock()
   }, ' ')
 end
 
--- Outcomes: archived, unknown-sku, reused; with the counters: out-of-range, stock-in-use; with the
--- adjustment's record: adjusted, replayed.
-function decide.adjust(command)
-  local known = adjustments[command.key]
-  if known then
-    local sku, delta, note = string.match(known, '^%d+ %d+ ([^ ]+) (%S+) %d+ %d+ %d+ %d+ %S+ (.*)$')
-    assert(sku, 'the record of an adjustment cannot be read')
-    local same = sku == command.sku and tonumber(delta) == command.delta and note == command.note
-    return same and ('replayed ' .. known) or 'reused'
-  end
+local function counters_of(counters)
+  return table.concat({
+    text(counters.available), text(counters.held), text(counters.sold), text(counters.version),
+  }, ' ')
+end
+
+local function adjustment_record(a)
+  return table.concat({
+    a.seq, a.at, a.sku, a.delta, a.total, a.before, a.undoes, a.undone_by, a.actor, a.reason,
+    a.reference, a.note,
+  }, ' ')
+end
+
+-- The units that a change would add; or nil, and why it cannot be.
+local function delta_of(command)
   if lane.archived then
-    return 'archived'
+    return nil, 'archived'
   end
   local counters = stock[command.sku]
   if not counters then
-    return 'unknown-sku'
+    return nil, 'unknown-sku'
+  elseif command.if_version == '' then
+    if command.total ~= '' then
+      return nil, 'precondition-required'
+    end
+  elseif command.if_version ~= '*'
+    and not string.find(command.if_version, ',' .. text(counters.version) .. ',', 1, true) then
+    return nil, 'precondition-failed ' .. counters_of(counters)
   end
-  local before = table.concat({
-    text(counters.available), text(counters.held), text(counters.sold), text(counters.version),
-  }, ' ')
-  local total = counters.available + counters.held + counters.sold + command.delta
-  if counters.available + command.delta < 0 then
-    return (total < 0 and 'out-of-range ' or 'stock-in-use ') .. before
-  elseif total > TOTAL_MAX then
-    return 'out-of-range ' .. before
+  local total = counters.available + counters.held + counters.sold
+  local delta = tonumber(command.delta) or tonumber(command.total) - total
+  if total + delta < 0 or total + delta > TOTAL_MAX then
+    return nil, 'out-of-range ' .. counters_of(counters)
+  elseif counters.available + delta < 0 then
+    return nil, 'stock-in-use ' .. counters_of(counters)
   end
-  counters.available = counters.available + command.delta
+  return delta
+end
+
+-- Moves the units, as one event; `adjustment` has all but what is known only now.
+local function apply_adjustment(command, delta, adjustment)
+  local counters = stock[adjustment.sku]
+  adjustment.key, adjustment.actor = command.key, command.actor
+  adjustment.seq, adjustment.at = text(lane.seq + 1), text(now)
+  adjustment.delta, adjustment.before, adjustment.undone_by = text(delta), counters_of(counters), ''
+  counters.available = counters.available + delta
   counters.version = counters.version + 1
-  changed.stock[command.sku] = counters
+  changed.stock[adjustment.sku] = counters
   changed.lane.used = '1'
   lane.used = true
-  local adjustment = table.concat({
-    text(lane.seq + 1), text(now), command.sku, text(command.delta), before, command.actor, command.note,
-  }, ' ')
-  adjustments[command.key] = adjustment
-  changed.adjustments[command.key] = adjustment
-  emit('adjusted', table.concat({ command.key, command.trace, adjustment }, ' '))
-  return 'adjusted ' .. adjustment
+  adjustments[command.key], changed.adjustments[command.key] = adjustment, adjustment
+  emit('adjusted', table.concat({ command.key, command.trace, adjustment_record(adjustment) }, ' '))
+  return adjustment_record(adjustment)
+end
+
+-- Outcomes: possible DELTA and the counters, or why an adjustment would be refused.
+function decide.preview(command)
+  local delta, refusal = delta_of(command)
+  return refusal or ('possible ' .. text(delta) .. ' ' .. counters_of(stock[command.sku]))
+end
+
+-- Whether a known adjustment was asked for in the same words. Its delta, where a total was asked
+-- for, is what came of it.
+local function same_adjustment(known, command)
+  local same_change = known.total == command.total and (known.total ~= '' or known.delta == command.delta)
+  return same_change and known.undoes == '' and known.sku == command.sku and known.reason == command.reason
+    and known.reference == command.reference and known.note == command.note
+end
+
+-- Outcomes: archived, unknown-sku, reused, precondition-required; with the counters:
+-- precondition-failed, out-of-range, stock-in-use; with the adjustment's record: adjusted, replayed.
+function decide.adjust(command)
+  local known = adjustments[command.key]
+  if known then
+    return same_adjustment(known, command) and ('replayed ' .. adjustment_record(known)) or 'reused'
+  end
+  local delta, refusal = delta_of(command)
+  return refusal or ('adjusted ' .. apply_adjustment(command, delta, {
+    sku = command.sku, total = command.total, undoes = '', reason = command.reason,
+    reference = command.reference, note = command.note,
+  }))
+end
+
+-- Outcomes: unknown, archived, reused, already-undone ID; with the SKU and its counters:
+-- out-of-range, stock-in-use; with the new adjustment's record: adjusted, replayed.
+function decide.undo(command)
+  local known = adjustments[command.key]
+  if known then
+    local same = known.undoes == command.undoes and known.note == command.note
+    return same and ('replayed ' .. adjustment_record(known)) or 'reused'
+  end
+  local original = adjustments[command.undoes_key]
+  if not original then
+    return 'unknown'
+  elseif lane.archived then
+    return 'archived'
+  elseif original.undone_by ~= '' then
+    return 'already-undone ' .. original.undone_by
+  end
+  local counters = stock[original.sku]
+  assert(counters, 'an adjustment names an SKU that the lane does not have')
+  local delta = 0 - tonumber(original.delta) -- a bare minus would make -0 of 0
+  if counters.available + delta < 0 then
+    return 'stock-in-use ' .. original.sku .. ' ' .. counters_of(counters)
+  elseif counters.available + counters.held + counters.sold + delta > TOTAL_MAX then
+    return 'out-of-range ' .. original.sku .. ' ' .. counters_of(counters)
+  end
+  original.undone_by = command.id
+  changed.adjustments[original.key] = original
+  return 'adjusted ' .. apply_adjustment(command, delta, {
+    sku = original.sku, total = '', undoes = command.undoes, reason = 'correction',
+    reference = original.reference, note = command.note,
+  })
 end
 
 -- Why a definition cannot replace the present one once there are orders or adjustments.

@@ -84,7 +84,7 @@ if #events > 0 then
   hdel(KEYS[2], removed)
   write_buyers()
   hset(KEYS[4], pairs_of(changed.orders, record))
-  hset(KEYS[7], pairs_of(changed.adjustments, as_is))
+  hset(KEYS[7], pairs_of(changed.adjustments, adjustment_record))
   if #due > 0 then
     redis.call('ZADD', KEYS[5], unpack(due))
   end

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::event::{Body, Cause, Event, OrderStep, SaleStep, Step, StockSet};
-use crate::domain::ids::{LANES_MAX, LaneId};
+use crate::domain::ids::{AdjustmentId, LANES_MAX, LaneId};
 use crate::domain::names::KeyName;
 use crate::domain::order::{Line, Order, RefundDue, Status};
 use crate::domain::sale::Definition;
@@ -317,6 +317,13 @@ fn decode_adjusted(payload: &[u8]) -> Result<(Body, Vec<Change>), String> {
     if after != adjustment.after() {
         return Err("its counters after do not follow from those before".to_owned());
     }
+    if adjustment.set_total.is_some_and(|total| total != after.total) {
+        return Err("its total is not the one that was asked for".to_owned());
+    }
+    let of_its_lane = |undoes: &AdjustmentId| undoes.lane() == adjustment.id.lane();
+    if !adjustment.undoes.as_ref().is_none_or(of_its_lane) {
+        return Err("what it undoes is of another lane".to_owned());
+    }
     Ok((Body::Adjusted(adjustment), changes))
 }
 
@@ -433,19 +440,28 @@ mod tests {
     fn adjusted(lane: LaneId, seq: u64) -> impl Strategy<Value = Body> {
         let counters = (0..=1_000_000i64, 0..=1_000_000i64, 0..=1_000_000i64, 0..=9i64);
         let text = prop::option::of("\\PC{1,50}");
-        (counters, -1_000_000..=1_000_000i64, text, time()).prop_map(
-            move |((available, held, sold, version), delta, note, created_at)| {
+        let delta = -1_000_000..=1_000_000i64;
+        (counters, delta, any::<(bool, bool)>(), text, time()).prop_map(
+            move |(counters, delta, (sets_total, undoes), note, created_at)| {
+                let (available, held, sold, version) = counters;
+                let before = Counters { available, held, sold, version };
                 let secret = IdSecret::new(1, &[7; 32]);
-                let key = secret.adjustment_key(&lane.sale, &"k".parse().unwrap());
+                let id = |key: &str| {
+                    let key = secret.adjustment_key(&lane.sale, &key.parse().unwrap());
+                    secret.adjustment_id(&lane, key)
+                };
                 Body::Adjusted(Adjustment {
-                    id: secret.adjustment_id(&lane, key),
+                    id: id("k"),
                     sku: "sku".parse().unwrap(),
                     delta,
-                    before: Counters { available, held, sold, version }.into(),
+                    set_total: sets_total.then(|| before.total() + delta),
+                    before: before.into(),
                     note: AdjustmentNote { reason: Reason::Recount, reference: None, note },
                     actor: "ops".parse().unwrap(),
                     created_at,
                     seq,
+                    undoes: undoes.then(|| id("undone")),
+                    undone_by: None,
                 })
             },
         )

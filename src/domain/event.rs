@@ -144,7 +144,7 @@ impl Body {
     }
 
     /// What the event did to the counters: the lines of the ledger. A step that moved no stock
-    /// (a cancel of what had expired) has none.
+    /// (a cancel of what had expired) has none; an adjustment by 0 has one, since it counts too.
     pub fn changes(&self) -> Vec<Change> {
         match self {
             Body::Order(step) => step.changes(),

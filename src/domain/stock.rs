@@ -24,6 +24,11 @@ impl Counters {
     pub const fn total(&self) -> i64 {
         self.available + self.held + self.sold
     }
+
+    /// After an adjustment by so many units.
+    pub const fn adjusted(self, delta: i64) -> Self {
+        Self { available: self.available + delta, version: self.version + 1, ..self }
+    }
 }
 
 /// What one event changed of one SKU: a row of the ledger.
@@ -60,6 +65,16 @@ impl Reason {
     }
 }
 
+/// How a total is to change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TotalChange {
+    /// By so many units: not 0, negative to take.
+    By(i64),
+    /// To so many units, 0 to [`TOTAL_MAX`]. Where there are as many already, it is an adjustment by
+    /// 0: somebody counted, and the audit trail shows it.
+    To(i64),
+}
+
 /// What an operator says about an adjustment; two requests with one key must say the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdjustmentNote {
@@ -74,6 +89,8 @@ pub struct Adjustment {
     pub id: AdjustmentId,
     pub sku: Sku,
     pub delta: i64,
+    /// The total that was asked for, where it was not the delta.
+    pub set_total: Option<i64>,
     pub before: CountersSnapshot,
     #[serde(flatten)]
     pub note: AdjustmentNote,
@@ -81,6 +98,11 @@ pub struct Adjustment {
     pub actor: KeyName,
     pub created_at: Timestamp,
     pub seq: u64,
+    /// The adjustment of which this one is the exact opposite.
+    pub undoes: Option<AdjustmentId>,
+    /// The adjustment that undoes this one. It comes later, so no event of this one has it.
+    #[serde(skip)]
+    pub undone_by: Option<AdjustmentId>,
 }
 
 impl Adjustment {
@@ -88,9 +110,13 @@ impl Adjustment {
         &self.id.lane().sale
     }
 
+    /// What was asked for.
+    pub fn change(&self) -> TotalChange {
+        self.set_total.map_or(TotalChange::By(self.delta), TotalChange::To)
+    }
+
     pub fn after(&self) -> CountersSnapshot {
-        let Counters { available, held, sold, version } = self.before.into();
-        Counters { available: available + self.delta, held, sold, version: version + 1 }.into()
+        Counters::from(self.before).adjusted(self.delta).into()
     }
 }
 

@@ -18,7 +18,7 @@ use super::Api;
 use super::problem::{Code, FieldError, Problem};
 use super::refunds::refund_not_found;
 use super::strict::Strict;
-use crate::domain::ids::{OrderId, RefundId};
+use crate::domain::ids::{AdjustmentId, OrderId, RefundId};
 use crate::domain::names::{IdempotencyKey, SaleId, Sku};
 
 /// The body of most calls.
@@ -311,6 +311,11 @@ impl PathNames {
         self.get("refund_id").and_then(Result::ok).ok_or_else(refund_not_found)
     }
 
+    /// An adjustment's id that has the form of one.
+    pub fn adjustment_id(&self) -> Result<AdjustmentId, Problem> {
+        self.get("adjustment_id").and_then(Result::ok).ok_or_else(adjustment_not_found)
+    }
+
     pub fn sale_id(&self) -> Result<SaleId, Problem> {
         self.get("sale_id").and_then(Result::ok).ok_or_else(sale_not_found)
     }
@@ -331,6 +336,10 @@ impl PathNames {
 
 pub fn order_not_found() -> Problem {
     Problem::new(Code::OrderNotFound, "no order has this id")
+}
+
+pub fn adjustment_not_found() -> Problem {
+    Problem::new(Code::AdjustmentNotFound, "no adjustment has this id")
 }
 
 pub fn sale_not_found() -> Problem {

@@ -9,6 +9,7 @@ mod adjustments;
 mod auth;
 mod context;
 mod cursor;
+mod etag;
 pub mod extract;
 mod health;
 mod metrics;
@@ -35,7 +36,7 @@ use axum::response::{IntoResponse, Response};
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 
-pub use self::adjustments::AdjustStock;
+pub use self::adjustments::{AdjustStock, UndoAdjustment};
 pub use self::metrics::Metrics;
 pub use self::openapi::document;
 use self::problem::Problem;

@@ -44,7 +44,7 @@ struct Problem {
         orders::history::show, refunds::list, refunds::settle, webhook::receive,
         sales::define, sales::definition, sales::pause, sales::resume, sales::close,
         views::show, views::list,
-        stock::show, adjustments::adjust, adjustments::list,
+        stock::show, adjustments::adjust, adjustments::list, adjustments::undo,
         health::livez, health::readyz, show,
     ),
     components(schemas(Problem, Code, FieldError, webhook::PaymentData)),

@@ -58,6 +58,7 @@ codes! {
     SkuNotFound "sku-not-found" NOT_FOUND "The sale has no such SKU";
     OrderNotFound "order-not-found" NOT_FOUND "There is no such order";
     RefundNotFound "refund-not-found" NOT_FOUND "There is no such refund";
+    AdjustmentNotFound "adjustment-not-found" NOT_FOUND "There is no such adjustment";
     MethodNotAllowed "method-not-allowed" METHOD_NOT_ALLOWED "The path does not take this method";
     RequestTimeout "request-timeout" REQUEST_TIMEOUT "The request did not arrive in time";
     SaleClosed "sale-closed" CONFLICT "The sale is closed";
@@ -76,7 +77,9 @@ codes! {
     SaleArchived "sale-archived" CONFLICT "The sale is archived";
     SaleInUse "sale-in-use" CONFLICT "The sale has orders or adjustments";
     StockInUse "stock-in-use" CONFLICT "More is held or sold than would be left";
+    AlreadyUndone "already-undone" CONFLICT "The adjustment is undone already";
     PreconditionFailed "precondition-failed" PRECONDITION_FAILED "If-Match names another version";
+    PreconditionRequired "precondition-required" PRECONDITION_REQUIRED "If-Match is needed";
     BodyTooLarge "body-too-large" PAYLOAD_TOO_LARGE "The body is too large";
     UnsupportedMediaType "unsupported-media-type" UNSUPPORTED_MEDIA_TYPE "The body must be application/json";
     IdempotencyKeyReused "idempotency-key-reused" UNPROCESSABLE_ENTITY "The Idempotency-Key was used for something else";

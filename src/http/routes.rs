@@ -45,6 +45,7 @@ pub(super) fn routes() -> Routes {
         .get("/v1/sales/{sale_id}/stock", stock::show)
         .post("/v1/sales/{sale_id}/stock/{sku}/adjustments", adjustments::adjust)
         .get("/v1/sales/{sale_id}/adjustments", adjustments::list)
+        .post("/v1/adjustments/{adjustment_id}/undo", adjustments::undo)
         .get("/livez", health::livez)
         .get("/readyz", health::readyz)
         .get("/openapi.json", openapi::show)

@@ -1,13 +1,14 @@
 //! Sales as operators make them: definitions, and pause, resume, close.
 
 use axum::extract::State;
-use axum::http::header::{ETAG, IF_MATCH};
+use axum::http::header::ETAG;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::auth::{Caller, OperatorCaller};
+use super::etag::{IfMatch, etag};
 use super::extract::{
     Json, LARGE_BODY_BYTES_MAX, Members, NoMembers, NoParameters, OptionalJson, Params, PathNames,
 };
@@ -236,36 +237,11 @@ fn definition_answer(status: StatusCode, view: DefinitionView) -> Response {
     response
 }
 
-fn etag(version: u64) -> String {
-    format!("\"{version}\"")
-}
-
 /// The lane's Kafka partition: chosen once, when it is made, and stored.
 fn partition(lane: &LaneId, partitions: i32) -> i32 {
     let hash = blake3::hash(lane.to_string().as_bytes());
     let number = u32::from_le_bytes(hash.as_bytes()[..4].try_into().expect("4 of 32 bytes"));
     (i64::from(number) % i64::from(partitions.max(1))) as i32
-}
-
-/// `If-Match`, RFC 9110.
-#[derive(Debug)]
-struct IfMatch(Vec<String>);
-
-impl IfMatch {
-    fn of(headers: &HeaderMap) -> Option<Self> {
-        let lines = headers.get_all(IF_MATCH);
-        let tags = lines.iter().filter_map(|line| line.to_str().ok());
-        let tags = tags.flat_map(|line| line.split(',')).map(|tag| tag.trim().to_owned());
-        headers.contains_key(IF_MATCH).then(|| Self(tags.collect()))
-    }
-
-    /// Strong comparison: `W/"1"` matches nothing.
-    fn matches(&self, current: Option<u64>) -> bool {
-        current.is_some_and(|version| {
-            let current = etag(version);
-            self.0.iter().any(|tag| tag == "*" || *tag == current)
-        })
-    }
 }
 
 /// A sale's definition.
@@ -407,25 +383,6 @@ impl Api {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn if_match_compares_strongly() {
-        let matches = |lines: &[&'static str], current| {
-            let mut headers = HeaderMap::new();
-            for line in lines {
-                headers.append(IF_MATCH, HeaderValue::from_static(line));
-            }
-            IfMatch::of(&headers).map(|if_match| if_match.matches(current))
-        };
-        assert_eq!(matches(&[], Some(1)), None);
-        assert_eq!(matches(&["\"1\""], Some(1)), Some(true));
-        assert_eq!(matches(&["\"3\", \"1\""], Some(1)), Some(true));
-        assert_eq!(matches(&["\"3\"", "\"1\""], Some(1)), Some(true));
-        assert_eq!(matches(&["*"], Some(1)), Some(true));
-        for (line, current) in [("*", None), ("W/\"1\"", Some(1)), ("1", Some(1)), ("", Some(1))] {
-            assert_eq!(matches(&[line], current), Some(false), "{line}");
-        }
-    }
 
     #[test]
     fn a_lane_falls_into_a_partition_for_good() {

@@ -7,7 +7,7 @@ use crate::domain::ids::{AdjustmentId, EntityKey, OrderId};
 use crate::domain::names::{BuyerId, KeyName, PaymentId, Sku};
 use crate::domain::order::Line;
 use crate::domain::sale::Definition;
-use crate::domain::stock::AdjustmentNote;
+use crate::domain::stock::{AdjustmentNote, TotalChange};
 
 /// W3C `traceparent` of the request that a command belongs to.
 pub type Trace = Option<String>;
@@ -75,13 +75,41 @@ pub struct Cancel {
     pub trace: Trace,
 }
 
+/// Which version of a SKU's counters a change is meant for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IfVersion {
+    Any,
+    OneOf(Vec<u64>),
+}
+
+/// Ask what changing the total of one SKU would come to.
+#[derive(Debug, Clone)]
+pub struct Preview {
+    pub sku: Sku,
+    pub change: TotalChange,
+    pub if_version: Option<IfVersion>,
+}
+
 /// Change the total of one SKU.
 #[derive(Debug, Clone)]
 pub struct Adjust {
     pub id: AdjustmentId,
     pub sku: Sku,
-    pub delta: i64,
+    pub change: TotalChange,
+    /// Required to set a total.
+    pub if_version: Option<IfVersion>,
     pub note: AdjustmentNote,
+    pub actor: KeyName,
+    pub trace: Trace,
+}
+
+/// Do the exact opposite of an adjustment, as a new one.
+#[derive(Debug, Clone)]
+pub struct Undo {
+    /// Of the new one.
+    pub id: AdjustmentId,
+    pub undoes: AdjustmentId,
+    pub note: Option<String>,
     pub actor: KeyName,
     pub trace: Trace,
 }
@@ -132,7 +160,9 @@ pub enum Command {
         id: OrderId,
     },
     Stock,
+    Preview(Preview),
     Adjust(Adjust),
+    Undo(Undo),
     Define(Box<Define>),
     Phase(Phase),
     /// End a closed sale whose retention, in milliseconds, is over.
@@ -180,7 +210,9 @@ impl Command {
             | Command::Cancel(_)
             | Command::Get { .. }
             | Command::Stock
+            | Command::Preview(_)
             | Command::Adjust(_)
+            | Command::Undo(_)
             | Command::Phase(_)
             | Command::Archive { .. }
             | Command::Marks => 1,
@@ -225,9 +257,22 @@ impl Command {
             Command::Stock => {
                 call.arg("stock");
             }
+            Command::Preview(c) => {
+                call.arg("preview");
+                encode_change(&c.sku, c.change, c.if_version.as_ref(), call);
+            }
             Command::Adjust(c) => {
                 call.arg("adjust").arg(optional(c.trace.as_ref())).arg(c.id.key().encode());
-                call.arg(c.sku.as_str()).arg(c.delta).arg(c.actor.as_str()).arg(json(&c.note));
+                encode_change(&c.sku, c.change, c.if_version.as_ref(), call);
+                call.arg(c.actor.as_str()).arg(c.note.reason.as_str());
+                call.arg(word(c.note.reference.as_ref())).arg(word(c.note.note.as_ref()));
+            }
+            Command::Undo(c) => {
+                call.arg("undo").arg(optional(c.trace.as_ref()));
+                for id in [&c.id, &c.undoes] {
+                    call.arg(id.key().encode()).arg(id.to_string());
+                }
+                call.arg(c.actor.as_str()).arg(word(c.note.as_ref()));
             }
             Command::Define(c) => encode_define(c, call),
             Command::Phase(c) => {
@@ -247,6 +292,26 @@ impl Command {
             }
         }
     }
+}
+
+/// A text as JSON without spaces, since these part a record's fields; or nothing.
+fn word(text: Option<&String>) -> String {
+    text.map(|text| json(text).replace(' ', "\\u0020")).unwrap_or_default()
+}
+
+fn encode_change(sku: &Sku, change: TotalChange, version: Option<&IfVersion>, call: &mut Cmd) {
+    let (delta, total) = match change {
+        TotalChange::By(delta) => (Some(delta), None),
+        TotalChange::To(total) => (None, Some(total)),
+    };
+    call.arg(sku.as_str()).arg(optional(delta)).arg(optional(total));
+    call.arg(match version {
+        None => String::new(),
+        Some(IfVersion::Any) => "*".to_owned(),
+        Some(IfVersion::OneOf(versions)) => {
+            versions.iter().fold(",".to_owned(), |list, version| format!("{list}{version},"))
+        }
+    });
 }
 
 fn encode_define(c: &Define, call: &mut Cmd) {

@@ -28,15 +28,16 @@ use tokio_util::task::TaskTracker;
 
 use self::combiner::{RawReply, Waiting};
 use self::command::{
-    Adjust, BeginPayment, Cancel, Command, Confirm, Define, FailPayment, Phase, Reserve, Return,
+    Adjust, BeginPayment, Cancel, Command, Confirm, Define, FailPayment, Phase, Preview, Reserve,
+    Return, Undo,
 };
 use self::connection::Connections;
 pub use self::connection::{BLOCK_MAX, CallError};
 pub use self::keys::LaneKeys;
 use self::metrics::Metrics;
 use self::reply::{
-    Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, ReplyError,
-    Reserved, Returned, Stamped, Stock,
+    Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, Previewed,
+    ReplyError, Reserved, Returned, Stamped, Stock, Undone,
 };
 use self::scripts::Scripts;
 use crate::config::{self, millis};
@@ -224,6 +225,21 @@ impl Lanes {
         let id = command.id.clone();
         let raw = self.submit(id.lane(), Command::Adjust(command)).await?;
         read(raw, |text| reply::adjusted(id, text))
+    }
+
+    /// What an adjustment would come to now.
+    pub async fn preview(
+        &self,
+        lane: &LaneId,
+        command: Preview,
+    ) -> Result<Stamped<Previewed>, LaneError> {
+        read(self.submit(lane, Command::Preview(command)).await?, reply::previewed)
+    }
+
+    pub async fn undo(&self, command: Undo) -> Result<Stamped<Undone>, LaneError> {
+        let id = command.id.clone();
+        let raw = self.submit(id.lane(), Command::Undo(command)).await?;
+        read(raw, |text| reply::undone(id, text))
     }
 
     pub async fn define(

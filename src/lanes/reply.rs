@@ -146,15 +146,55 @@ pub enum Cancelled {
     Overloaded,
 }
 
+/// Why a total was not changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChangeRefusal {
+    Archived,
+    UnknownSku,
+    /// A total is set for one version of the counters only, and none was named.
+    PreconditionRequired,
+    /// The counters have another version.
+    PreconditionFailed(Counters),
+    StockInUse(Counters),
+    OutOfRange(Counters),
+}
+
+/// What a change of a total would come to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Previewed {
+    Possible { delta: i64, before: Counters },
+    Refused(ChangeRefusal),
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Adjusted {
     Adjusted(Adjustment),
+    /// The same key with the same meaning: the adjustment, and what undid it since.
     Replayed(Adjustment),
     KeyReused,
-    UnknownSku,
-    StockInUse(Counters),
-    OutOfRange(Counters),
+    Refused(ChangeRefusal),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Undone {
+    /// The new adjustment.
+    Undone(Adjustment),
+    Replayed(Adjustment),
+    KeyReused,
+    /// There is no adjustment to undo.
+    Unknown,
     Archived,
+    AlreadyUndone {
+        by: AdjustmentId,
+    },
+    StockInUse {
+        sku: Sku,
+        counters: Counters,
+    },
+    OutOfRange {
+        sku: Sku,
+        counters: Counters,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -317,20 +357,35 @@ fn counters(texts: [&str; 4]) -> Result<Counters, ReplyError> {
     })
 }
 
-/// Reads `seq at sku delta available held sold version actor note`.
+/// A text as [`super::command`] writes it: JSON, or nothing.
+fn optional_json(word: &str) -> Result<Option<String>, ReplyError> {
+    if word.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_str(word).map(Some).map_err(|_| bad(word))
+}
+
+/// Reads `seq at sku delta total available held sold version undoes undone_by actor reason reference
+/// note`.
 pub(super) fn adjustment(id: AdjustmentId, record: &str) -> Result<Adjustment, ReplyError> {
-    let [seq, at, sku, delta, available, held, sold, version, actor, note] = fields::<10>(record)?;
+    let [seq, at, sku, delta, total, rest] = fields::<6>(record)?;
+    let [available, held, sold, version, undoes, undone_by, actor, rest] = fields::<8>(rest)?;
+    let [reason, reference, note] = fields::<3>(rest)?;
     let before = counters([available, held, sold, version])?;
-    let note: AdjustmentNote = serde_json::from_str(note).map_err(|_| bad(note))?;
+    let reason = serde_json::from_value(reason.into()).map_err(|_| bad(reason))?;
+    let (reference, note) = (optional_json(reference)?, optional_json(note)?);
     Ok(Adjustment {
         id,
         sku: number(sku)?,
         delta: number(delta)?,
+        set_total: optional(total)?,
         before: before.into(),
-        note,
+        note: AdjustmentNote { reason, reference, note },
         actor: number(actor)?,
         created_at: time(at)?,
         seq: number(seq)?,
+        undoes: optional(undoes)?,
+        undone_by: optional(undone_by)?,
     })
 }
 
@@ -471,10 +526,53 @@ pub fn adjusted(id: AdjustmentId, reply: &str) -> Result<Adjusted, ReplyError> {
         "adjusted" => Adjusted::Adjusted(adjustment(id, rest)?),
         "replayed" => Adjusted::Replayed(adjustment(id, rest)?),
         "reused" => Adjusted::KeyReused,
-        "unknown-sku" => Adjusted::UnknownSku,
-        "stock-in-use" => Adjusted::StockInUse(counters(fields::<4>(rest)?)?),
-        "out-of-range" => Adjusted::OutOfRange(counters(fields::<4>(rest)?)?),
-        "archived" => Adjusted::Archived,
+        _ => Adjusted::Refused(change_refusal(reply)?),
+    })
+}
+
+pub fn previewed(reply: &str) -> Result<Previewed, ReplyError> {
+    let ("possible", rest) = outcome(reply) else {
+        return change_refusal(reply).map(Previewed::Refused);
+    };
+    let [delta, before @ ..] = fields::<5>(rest)?;
+    Ok(Previewed::Possible { delta: number(delta)?, before: counters(before)? })
+}
+
+fn change_refusal(reply: &str) -> Result<ChangeRefusal, ReplyError> {
+    let (name, rest) = outcome(reply);
+    let counters = || counters(fields::<4>(rest)?);
+    Ok(match name {
+        "archived" => ChangeRefusal::Archived,
+        "unknown-sku" => ChangeRefusal::UnknownSku,
+        "precondition-required" => ChangeRefusal::PreconditionRequired,
+        "precondition-failed" => ChangeRefusal::PreconditionFailed(counters()?),
+        "stock-in-use" => ChangeRefusal::StockInUse(counters()?),
+        "out-of-range" => ChangeRefusal::OutOfRange(counters()?),
+        _ => return Err(bad(reply)),
+    })
+}
+
+pub fn undone(id: AdjustmentId, reply: &str) -> Result<Undone, ReplyError> {
+    let (name, rest) = outcome(reply);
+    let sku_counters = || {
+        let [sku, rest @ ..] = fields::<5>(rest)?;
+        Ok((number(sku)?, counters(rest)?))
+    };
+    Ok(match name {
+        "adjusted" => Undone::Undone(adjustment(id, rest)?),
+        "replayed" => Undone::Replayed(adjustment(id, rest)?),
+        "reused" => Undone::KeyReused,
+        "unknown" => Undone::Unknown,
+        "archived" => Undone::Archived,
+        "already-undone" => Undone::AlreadyUndone { by: number(rest)? },
+        "stock-in-use" => {
+            let (sku, counters) = sku_counters()?;
+            Undone::StockInUse { sku, counters }
+        }
+        "out-of-range" => {
+            let (sku, counters) = sku_counters()?;
+            Undone::OutOfRange { sku, counters }
+        }
         _ => return Err(bad(reply)),
     })
 }

@@ -20,6 +20,7 @@ struct AdjustmentRow {
     id: String,
     sku: String,
     delta: i64,
+    set_total: Option<i64>,
     before_available: i64,
     before_held: i64,
     before_sold: i64,
@@ -30,6 +31,8 @@ struct AdjustmentRow {
     actor: String,
     created_at: DateTime<Utc>,
     seq: i64,
+    undoes: Option<String>,
+    undone_by: Option<String>,
 }
 
 impl TryFrom<AdjustmentRow> for Adjustment {
@@ -44,15 +47,19 @@ impl TryFrom<AdjustmentRow> for Adjustment {
             sold: row.before_sold,
             version: row.before_version,
         };
+        let other = |id: Option<String>| id.map(|id| parse("adjustment id", &id)).transpose();
         Ok(Self {
             id: parse("adjustment id", &row.id)?,
             sku: parse("SKU", &row.sku)?,
             delta: row.delta,
+            set_total: row.set_total,
             before: before.into(),
             note: AdjustmentNote { reason, reference: row.reference, note: row.note },
             actor: parse("actor", &row.actor)?,
             created_at: row.created_at.into(),
             seq: number("seq", row.seq)?,
+            undoes: other(row.undoes)?,
+            undone_by: other(row.undone_by)?,
         })
     }
 }
@@ -62,9 +69,11 @@ impl Ledger {
     pub async fn adjustment(&self, id: &AdjustmentId) -> Result<Option<Adjustment>, LedgerError> {
         let row = sqlx::query_as!(
             AdjustmentRow,
-            "SELECT id, sku, delta, before_available, before_held, before_sold, before_version,
-               reason, reference, note, actor, created_at, seq
-             FROM adjustments WHERE id = $1",
+            r#"SELECT a.id, a.sku, a.delta, a.set_total, a.before_available, a.before_held,
+               a.before_sold, a.before_version, a.reason, a.reference, a.note, a.actor, a.created_at,
+               a.seq, a.undoes, u.id AS "undone_by?"
+             FROM adjustments a LEFT JOIN adjustments u ON u.undoes = a.id
+             WHERE a.id = $1"#,
             id.to_string()
         )
         .fetch_optional(&self.pool)
@@ -104,11 +113,12 @@ impl Ledger {
     ) -> Result<Vec<AdjustmentRow>, LedgerError> {
         Ok(sqlx::query_as!(
             AdjustmentRow,
-            "SELECT id, sku, delta, before_available, before_held, before_sold, before_version,
-               reason, reference, note, actor, created_at, seq
-             FROM adjustments
-             WHERE sale_id = $1 AND sku = $2 AND (created_at, id) < ($3, $4)
-             ORDER BY created_at DESC, id DESC LIMIT $5",
+            r#"SELECT a.id, a.sku, a.delta, a.set_total, a.before_available, a.before_held,
+               a.before_sold, a.before_version, a.reason, a.reference, a.note, a.actor, a.created_at,
+               a.seq, a.undoes, u.id AS "undone_by?"
+             FROM adjustments a LEFT JOIN adjustments u ON u.undoes = a.id
+             WHERE a.sale_id = $1 AND a.sku = $2 AND (a.created_at, a.id) < ($3, $4)
+             ORDER BY a.created_at DESC, a.id DESC LIMIT $5"#,
             sale.as_str(),
             sku.as_str(),
             before,
@@ -128,11 +138,12 @@ impl Ledger {
     ) -> Result<Vec<AdjustmentRow>, LedgerError> {
         Ok(sqlx::query_as!(
             AdjustmentRow,
-            "SELECT id, sku, delta, before_available, before_held, before_sold, before_version,
-               reason, reference, note, actor, created_at, seq
-             FROM adjustments
-             WHERE sale_id = $1 AND (created_at, id) < ($2, $3)
-             ORDER BY created_at DESC, id DESC LIMIT $4",
+            r#"SELECT a.id, a.sku, a.delta, a.set_total, a.before_available, a.before_held,
+               a.before_sold, a.before_version, a.reason, a.reference, a.note, a.actor, a.created_at,
+               a.seq, a.undoes, u.id AS "undone_by?"
+             FROM adjustments a LEFT JOIN adjustments u ON u.undoes = a.id
+             WHERE a.sale_id = $1 AND (a.created_at, a.id) < ($2, $3)
+             ORDER BY a.created_at DESC, a.id DESC LIMIT $4"#,
             sale.as_str(),
             before,
             before_id,

@@ -349,16 +349,30 @@ async fn insert_adjustment(
     connection: &mut PgConnection,
     adjustment: &Adjustment,
 ) -> Result<u64, ApplyError> {
-    let Adjustment { id, sku, delta, before, note, actor, created_at, seq } = adjustment;
+    let Adjustment {
+        id,
+        sku,
+        delta,
+        set_total,
+        before,
+        note,
+        actor,
+        created_at,
+        seq,
+        undoes,
+        undone_by: _,
+    } = adjustment;
     let done = sqlx::query!(
-        "INSERT INTO adjustments (id, sale_id, lane, sku, delta, before_available, before_held,
-           before_sold, before_version, reason, reference, note, actor, created_at, seq)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+        "INSERT INTO adjustments (id, sale_id, lane, sku, delta, set_total, before_available,
+           before_held, before_sold, before_version, reason, reference, note, actor, created_at, seq,
+           undoes)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
         id.to_string(),
         id.lane().sale.as_str(),
         i16::from(id.lane().lane),
         sku.as_str(),
         delta,
+        *set_total,
         before.available,
         before.held,
         before.sold,
@@ -368,7 +382,8 @@ async fn insert_adjustment(
         note.note,
         actor.as_str(),
         datetime(*created_at),
-        bigint(*seq)
+        bigint(*seq),
+        undoes.as_ref().map(ToString::to_string)
     )
     .execute(connection)
     .await?;

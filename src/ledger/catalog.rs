@@ -17,7 +17,7 @@ use super::keys::ApiKey;
 use super::sales::Sale;
 use super::{Ledger, LedgerError};
 use crate::config::{self, millis};
-use crate::domain::ids::{IdSecret, OrderId};
+use crate::domain::ids::{AdjustmentId, IdSecret, OrderId};
 use crate::domain::names::SaleId;
 
 /// What is not in the copy is looked for in the database, but at most so often: an unknown id in
@@ -176,11 +176,20 @@ impl Catalog {
     /// # Errors
     /// [`LedgerError::Unavailable`] while no secret was ever read.
     pub fn is_genuine_order(&self, id: &OrderId) -> Result<bool, LedgerError> {
+        self.any_secret(|secret| id.is_genuine(secret))
+    }
+
+    /// The same for an adjustment's.
+    pub fn is_genuine_adjustment(&self, id: &AdjustmentId) -> Result<bool, LedgerError> {
+        self.any_secret(|secret| id.is_genuine(secret))
+    }
+
+    fn any_secret(&self, made: impl Fn(&IdSecret) -> bool) -> Result<bool, LedgerError> {
         let snapshot = self.0.snapshot.load();
         if snapshot.secrets.is_empty() {
             return Err(LedgerError::Unavailable("no secret was read yet".to_owned()));
         }
-        Ok(snapshot.secrets.iter().any(|secret| id.is_genuine(secret)))
+        Ok(snapshot.secrets.iter().any(|secret| made(secret)))
     }
 
     /// All sales in the copy: what relay and sweeper go through.

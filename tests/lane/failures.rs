@@ -1,6 +1,7 @@
 //! What a lane promises when its keys or its server are not as they should be.
 
 use holdfast::domain::order::Order;
+use holdfast::domain::stock::TotalChange;
 use holdfast::lanes::command::{Command, PhaseChange};
 use holdfast::lanes::reply::{Cancelled, Confirmed, Marks, Refusal, Reserved};
 use holdfast::lanes::{Advance, LaneError};
@@ -8,7 +9,9 @@ use redis::AsyncCommands;
 
 use crate::raw::dump;
 use crate::redis_server::RedisServer;
-use crate::sale::{EPOCH, Sale, definition, held, options, refused, wait_past, wait_until};
+use crate::sale::{
+    EPOCH, Sale, adjusted, definition, held, options, refused, undone, wait_past, wait_until,
+};
 
 /// A sale in which every kind of command has something to do: two holds, one of them overdue.
 async fn busy() -> (Sale, Order) {
@@ -33,7 +36,9 @@ fn every_command(sale: &Sale, order: &Order) -> Vec<Command> {
         Command::Expire { max: 10 },
         Command::Get { id: order.id.clone() },
         Command::Stock,
+        Command::Preview(sale.previewing("phone", TotalChange::By(2))),
         Command::Adjust(sale.adjusting("a", "phone", 2)),
+        Command::Undo(sale.undoing("a", &sale.adjustment_id("first"))),
         Command::Define(Box::new(sale.defining(2, more))),
         Command::Phase(sale.changing(PhaseChange::Pause)),
         Command::Archive { retention_ms: 0 },
@@ -60,7 +65,7 @@ async fn restore(sale: &Sale, key: &str, saved: Option<Vec<u8>>) {
 }
 
 /// Which keys, spoilt one by one, fail which command; it goes through with the others.
-const NEEDED: [(&str, &str); 12] = [
+const NEEDED: [(&str, &str); 14] = [
     ("reserve", "lane stock buyers orders deadlines outbox"),
     ("confirm", "lane stock buyers orders outbox"),
     ("cancel", "lane stock buyers orders outbox"),
@@ -68,7 +73,9 @@ const NEEDED: [(&str, &str); 12] = [
     ("expire", "lane stock buyers orders deadlines outbox"),
     ("get", "lane stock buyers orders"),
     ("stock", "lane stock"),
+    ("preview", "lane stock"),
     ("adjust", "lane stock outbox adjustments"),
+    ("undo", "lane stock outbox adjustments"),
     ("define", "lane stock outbox"),
     ("phase", "lane outbox"),
     ("archive", "lane stock"),
@@ -136,6 +143,27 @@ async fn a_record_that_cannot_be_read_changes_nothing() {
         sale.ask(confirm).await.expect("it is right again");
         sale.raw().await.check();
     }
+}
+
+#[tokio::test]
+async fn a_record_of_an_adjustment_that_cannot_be_read_changes_nothing() {
+    let sale = Sale::of(&[("phone", 9)]).await;
+    let id = adjusted(sale.adjust("a", "phone", 1).await).id;
+    let key = sale.keys().all().last().expect("the adjustments").clone();
+    let (mut redis, field) = (sale.redis.clone(), id.key().encode());
+    let right: String = redis.hget(&key, &field).await.unwrap();
+    for corrupt in ["", "2 1 phone 1", &right.replace(" 9 ", " x "), &format!("{right} more")] {
+        let () = redis.hset(&key, &field, corrupt).await.unwrap();
+        let before = dump(&sale.redis, &sale.keys()).await;
+        let adjust = Command::Adjust(sale.adjusting("a", "phone", 1));
+        for command in [adjust, Command::Undo(sale.undoing("u", &id))] {
+            let outcome = sale.ask(command).await;
+            assert!(matches!(outcome, Err(LaneError::Unavailable(_))), "{corrupt}: {outcome:?}");
+            assert!(dump(&sale.redis, &sale.keys()).await == before, "{corrupt}");
+        }
+    }
+    let () = redis.hset(&key, &field, right).await.unwrap();
+    undone(sale.undo("u", &id).await);
 }
 
 #[tokio::test]

@@ -5,19 +5,21 @@
 use std::collections::BTreeMap;
 
 use holdfast::domain::event::{Body, Cause, Event, OrderStep, SaleStep, Step, StockSet};
-use holdfast::domain::ids::{EntityKey, IdSecret, LaneId, OrderId};
+use holdfast::domain::ids::{AdjustmentId, EntityKey, IdSecret, LaneId, OrderId};
 use holdfast::domain::names::{BuyerId, PaymentId, Sku};
 use holdfast::domain::order::{Line, Order, RefundDue, RefundReason, Status};
 use holdfast::domain::sale::{Definition, Phase};
-use holdfast::domain::stock::{Adjustment, Counters, TOTAL_MAX};
+use holdfast::domain::stock::{
+    Adjustment, AdjustmentNote, Counters, Reason, TOTAL_MAX, TotalChange,
+};
 use holdfast::domain::time::Timestamp;
 use holdfast::lanes::command::{
-    Adjust, BeginPayment, Cancel, Command, Confirm, Define, FailPayment, PhaseChange, Reserve,
-    Return,
+    Adjust, BeginPayment, Cancel, Command, Confirm, Define, FailPayment, IfVersion, PhaseChange,
+    Reserve, Return, Undo,
 };
 use holdfast::lanes::reply::{
-    Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, Refusal,
-    Reserved, Returned, Shortage, SkuStock, Stock,
+    Adjusted, Begun, Cancelled, ChangeRefusal, Confirmed, Defined, Expired, Failed, Marks, Phased,
+    Previewed, Refusal, Reserved, Returned, Shortage, SkuStock, Stock, Undone,
 };
 
 use crate::sale::Outcome;
@@ -140,7 +142,14 @@ impl Model {
             Command::Expire { .. } => Outcome::Expired(self.expire(at)),
             Command::Get { id } => Outcome::Got(self.order(id.key())),
             Command::Stock => Outcome::Stock(self.stock()),
+            Command::Preview(c) => {
+                Outcome::Previewed(match self.delta(&c.sku, c.change, c.if_version.as_ref()) {
+                    Ok(delta) => Previewed::Possible { delta, before: self.counters(&c.sku) },
+                    Err(refusal) => Previewed::Refused(refusal),
+                })
+            }
             Command::Adjust(c) => Outcome::Adjusted(self.adjust(c, now)),
+            Command::Undo(c) => Outcome::Undone(self.undo(c, now)),
             Command::Define(c) => self.define(c, now),
             Command::Phase(c) => {
                 let actor = c.actor.clone();
@@ -213,6 +222,10 @@ impl Model {
 
     pub fn orders(&self) -> impl Iterator<Item = (&Order, Option<u32>)> {
         self.orders.values().map(|entry| (&entry.order, entry.hold_seconds))
+    }
+
+    pub fn adjustments(&self) -> impl Iterator<Item = &Adjustment> {
+        self.adjustments.values()
     }
 
     pub fn definition(&self) -> Option<&Definition> {
@@ -591,42 +604,138 @@ impl Model {
         Stock { version: self.version, phase, skus: definition.skus.iter().map(sku).collect() }
     }
 
+    /// The units that a change would add, or why it cannot be.
+    fn delta(
+        &self,
+        sku: &Sku,
+        change: TotalChange,
+        if_version: Option<&IfVersion>,
+    ) -> Result<i64, ChangeRefusal> {
+        if self.archived {
+            return Err(ChangeRefusal::Archived);
+        }
+        let skus = &self.definition.as_ref().expect("it is defined").skus;
+        if skus.iter().all(|s| s.sku != *sku) {
+            return Err(ChangeRefusal::UnknownSku);
+        }
+        let before = self.counters(sku);
+        match if_version {
+            None if matches!(change, TotalChange::To(_)) => {
+                return Err(ChangeRefusal::PreconditionRequired);
+            }
+            Some(IfVersion::OneOf(versions))
+                if versions.iter().all(|version| *version != before.version as u64) =>
+            {
+                return Err(ChangeRefusal::PreconditionFailed(before));
+            }
+            _ => {}
+        }
+        let delta = match change {
+            TotalChange::By(delta) => delta,
+            TotalChange::To(total) => total - before.total(),
+        };
+        if !(0..=TOTAL_MAX).contains(&(before.total() + delta)) {
+            return Err(ChangeRefusal::OutOfRange(before));
+        }
+        if before.available + delta < 0 {
+            return Err(ChangeRefusal::StockInUse(before));
+        }
+        Ok(delta)
+    }
+
+    fn undone_by(&self, id: &AdjustmentId) -> Option<AdjustmentId> {
+        let undo = self.adjustments.values().find(|other| other.undoes.as_ref() == Some(id));
+        undo.map(|undo| undo.id.clone())
+    }
+
+    fn replayed(&self, known: &Adjustment) -> Adjustment {
+        Adjustment { undone_by: self.undone_by(&known.id), ..known.clone() }
+    }
+
     fn adjust(&mut self, c: &Adjust, now: Timestamp) -> Adjusted {
         if let Some(known) = self.adjustments.get(&c.id.key()) {
-            let same = known.sku == c.sku && known.delta == c.delta && known.note == c.note;
+            let asked = match known.set_total {
+                None => TotalChange::By(known.delta),
+                Some(total) => TotalChange::To(total),
+            };
+            let same = known.undoes.is_none()
+                && (&known.sku, asked, &known.note) == (&c.sku, c.change, &c.note);
             return match same {
-                true => Adjusted::Replayed(known.clone()),
+                true => Adjusted::Replayed(self.replayed(known)),
                 false => Adjusted::KeyReused,
             };
         }
-        if self.archived {
-            return Adjusted::Archived;
-        }
-        let skus = &self.definition.as_ref().expect("it is defined").skus;
-        if skus.iter().all(|s| s.sku != c.sku) {
-            return Adjusted::UnknownSku;
-        }
-        let before = self.counters(&c.sku);
-        let total = before.total() + c.delta;
-        if !(0..=TOTAL_MAX).contains(&total) {
-            return Adjusted::OutOfRange(before);
-        }
-        if before.available + c.delta < 0 {
-            return Adjusted::StockInUse(before);
-        }
+        let delta = match self.delta(&c.sku, c.change, c.if_version.as_ref()) {
+            Ok(delta) => delta,
+            Err(refusal) => return Adjusted::Refused(refusal),
+        };
         let adjustment = Adjustment {
             id: c.id.clone(),
             sku: c.sku.clone(),
-            delta: c.delta,
-            before: before.into(),
+            delta,
+            set_total: match c.change {
+                TotalChange::By(_) => None,
+                TotalChange::To(total) => Some(total),
+            },
+            before: self.counters(&c.sku).into(),
             note: c.note.clone(),
             actor: c.actor.clone(),
             created_at: now,
             seq: self.marks.seq + 1,
+            undoes: None,
+            undone_by: None,
         };
-        self.adjustments.insert(c.id.key(), adjustment.clone());
-        self.emit(now, c.trace.as_ref(), Body::Adjusted(adjustment.clone()));
-        Adjusted::Adjusted(adjustment)
+        Adjusted::Adjusted(self.record(adjustment, c.trace.as_ref()))
+    }
+
+    fn undo(&mut self, c: &Undo, now: Timestamp) -> Undone {
+        if let Some(known) = self.adjustments.get(&c.id.key()) {
+            let same = known.undoes.as_ref() == Some(&c.undoes) && known.note.note == c.note;
+            return match same {
+                true => Undone::Replayed(self.replayed(known)),
+                false => Undone::KeyReused,
+            };
+        }
+        let Some(original) = self.adjustments.get(&c.undoes.key()).cloned() else {
+            return Undone::Unknown;
+        };
+        if self.archived {
+            return Undone::Archived;
+        }
+        if let Some(by) = self.undone_by(&original.id) {
+            return Undone::AlreadyUndone { by };
+        }
+        let (sku, counters) = (original.sku.clone(), self.counters(&original.sku));
+        if counters.available < original.delta {
+            return Undone::StockInUse { sku, counters };
+        }
+        if counters.total() - original.delta > TOTAL_MAX {
+            return Undone::OutOfRange { sku, counters };
+        }
+        let adjustment = Adjustment {
+            id: c.id.clone(),
+            sku,
+            delta: -original.delta,
+            set_total: None,
+            before: counters.into(),
+            note: AdjustmentNote {
+                reason: Reason::Correction,
+                reference: original.note.reference,
+                note: c.note.clone(),
+            },
+            actor: c.actor.clone(),
+            created_at: now,
+            seq: self.marks.seq + 1,
+            undoes: Some(original.id),
+            undone_by: None,
+        };
+        Undone::Undone(self.record(adjustment, c.trace.as_ref()))
+    }
+
+    fn record(&mut self, adjustment: Adjustment, trace: Option<&String>) -> Adjustment {
+        self.adjustments.insert(adjustment.id.key(), adjustment.clone());
+        self.emit(adjustment.created_at, trace, Body::Adjusted(adjustment.clone()));
+        adjustment
     }
 
     fn define(&mut self, c: &Define, now: Timestamp) -> Outcome {

@@ -229,6 +229,10 @@ impl Run {
             let folded = self.folded.get(sku).copied().unwrap_or_default();
             assert_eq!(folded, (stock.available, stock.held, stock.sold), "I2 of {sku}, {place}");
         }
+        let adjustments = self.model.adjustments().map(|a| (a.id.key().encode(), a));
+        let expected = adjustments.map(|(key, a)| (key, (a.sku.to_string(), a.delta)));
+        let kept = raw.adjustments.iter().map(|(key, a)| (key.clone(), (a.sku.clone(), a.delta)));
+        assert_eq!(BTreeMap::from_iter(kept), expected.collect(), "{place}");
         assert_eq!(raw.orders.len(), self.model.orders().count(), "{place}");
         for (order, hold) in self.model.orders() {
             let raw = &raw.orders[&order.id.key().encode()];

@@ -34,6 +34,15 @@ pub struct RawOrder {
     pub lost: Vec<(String, i64)>,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawAdjustment {
+    pub sku: String,
+    pub delta: i64,
+    /// Keys, cut out of the ids.
+    pub undoes: Option<String>,
+    pub undone_by: Option<String>,
+}
+
 /// The four keys in which a lane keeps what it promised, and its last seq.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Raw {
@@ -42,8 +51,7 @@ pub struct Raw {
     /// Units held or bought, by buyer, then SKU.
     pub buyers: BTreeMap<String, BTreeMap<String, i64>>,
     pub orders: BTreeMap<String, RawOrder>,
-    /// Key, SKU and delta of each adjustment.
-    pub adjustments: BTreeMap<String, (String, i64)>,
+    pub adjustments: BTreeMap<String, RawAdjustment>,
 }
 
 fn optional<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> Option<T> {
@@ -104,6 +112,18 @@ fn order(record: &str) -> RawOrder {
     }
 }
 
+fn adjustment(record: &str) -> RawAdjustment {
+    let f: Vec<_> = record.split(' ').collect();
+    assert_eq!(f.len(), 15, "{record}");
+    let key = |id: &str| id.rsplit_once('.').map(|(id, _)| id[id.len() - 22..].to_owned());
+    RawAdjustment {
+        sku: f[2].to_owned(),
+        delta: f[3].parse().unwrap(),
+        undoes: key(f[9]),
+        undone_by: key(f[10]),
+    }
+}
+
 impl Raw {
     pub async fn read(redis: &MultiplexedConnection, keys: &LaneKeys) -> Self {
         let mut redis = redis.clone();
@@ -115,10 +135,6 @@ impl Raw {
         let [stocks, buyers, orders, adjustments]: [HashMap<String, String>; 4] =
             all.query_async(&mut redis).await.unwrap();
         let seq: Option<u64> = redis.hget(lane, "seq").await.unwrap();
-        let adjustment = |record: &str| {
-            let f: Vec<_> = record.split(' ').collect();
-            (f[2].to_owned(), f[3].parse().unwrap())
-        };
         Self {
             seq: seq.unwrap_or(0),
             stock: stocks.into_iter().map(|(sku, r)| (sku, stock(&r))).collect(),
@@ -132,8 +148,16 @@ impl Raw {
     /// that is not there (I1), and each counter is the sum of the orders behind it.
     pub fn check(&self) {
         let mut adjusted = BTreeMap::<_, i64>::new();
-        for (sku, delta) in self.adjustments.values() {
-            *adjusted.entry(sku).or_default() += delta;
+        for (key, a) in &self.adjustments {
+            *adjusted.entry(&a.sku).or_default() += a.delta;
+            if let Some(undone) = &a.undoes {
+                let undone = &self.adjustments[undone];
+                assert_eq!(undone.undone_by.as_ref(), Some(key), "it knows what undid it");
+                assert_eq!((&undone.sku, undone.delta), (&a.sku, -a.delta), "the exact opposite");
+            }
+            if let Some(by) = &a.undone_by {
+                assert_eq!(self.adjustments[by].undoes.as_ref(), Some(key), "once, and by that");
+            }
         }
         let mut lost = BTreeMap::<_, i64>::new();
         let (mut held, mut sold) = (BTreeMap::<_, i64>::new(), BTreeMap::<_, i64>::new());

@@ -4,18 +4,18 @@ use std::time::{Duration, Instant};
 
 use holdfast::config;
 use holdfast::domain::event::{Cause, Event};
-use holdfast::domain::ids::{EntityKey, IdSecret, LaneId, OrderId};
+use holdfast::domain::ids::{AdjustmentId, EntityKey, IdSecret, LaneId, OrderId};
 use holdfast::domain::order::{Line, Order};
 use holdfast::domain::sale::{Definition, SkuDefinition};
-use holdfast::domain::stock::{AdjustmentNote, Reason};
+use holdfast::domain::stock::{Adjustment, AdjustmentNote, Reason, TotalChange};
 use holdfast::domain::time::Timestamp;
 use holdfast::lanes::command::{
-    Adjust, BeginPayment, Cancel, Command, Confirm, Define, FailPayment, Phase, PhaseChange,
-    Reserve, Return,
+    Adjust, BeginPayment, Cancel, Command, Confirm, Define, FailPayment, IfVersion, Phase,
+    PhaseChange, Preview, Reserve, Return, Undo,
 };
 use holdfast::lanes::reply::{
-    Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, Refusal,
-    Reserved, Returned, Stamped, Stock,
+    Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, Previewed,
+    Refusal, Reserved, Returned, Stamped, Stock, Undone,
 };
 use holdfast::lanes::{Advance, LaneError, LaneKeys, Lanes, outbox};
 use prometheus_client::registry::Registry;
@@ -42,7 +42,9 @@ pub enum Outcome {
     Returned(Returned),
     Cancelled(Cancelled),
     Got(Option<Order>),
+    Previewed(Previewed),
     Adjusted(Adjusted),
+    Undone(Undone),
     Defined(Defined),
     Phased(Phased),
     Stock(Stock),
@@ -116,7 +118,8 @@ pub fn lines(lines: &[(&str, u32)]) -> Vec<Line> {
 }
 
 pub fn note(text: &str) -> AdjustmentNote {
-    AdjustmentNote { reason: Reason::Restock, reference: None, note: Some(text.into()) }
+    let reference = Some("PO 7".into());
+    AdjustmentNote { reason: Reason::Restock, reference, note: Some(text.into()) }
 }
 
 impl Sale {
@@ -199,13 +202,41 @@ impl Sale {
         Cancel { id: id.clone(), tombstone_for: None, reason: None, trace: None }
     }
 
-    pub fn adjusting(&self, key: &str, sku: &str, delta: i64) -> Adjust {
+    pub fn adjustment_id(&self, key: &str) -> AdjustmentId {
         let key = self.secret.adjustment_key(&self.lane.sale, &key.parse().unwrap());
+        self.secret.adjustment_id(&self.lane, key)
+    }
+
+    pub fn adjusting(&self, key: &str, sku: &str, delta: i64) -> Adjust {
         Adjust {
-            id: self.secret.adjustment_id(&self.lane, key),
+            id: self.adjustment_id(key),
             sku: sku.parse().unwrap(),
-            delta,
+            change: TotalChange::By(delta),
+            if_version: None,
             note: note("a note"),
+            actor: "operator".parse().unwrap(),
+            trace: None,
+        }
+    }
+
+    /// Sets a total that had this version.
+    pub fn setting(&self, key: &str, sku: &str, total: i64, version: u64) -> Adjust {
+        Adjust {
+            change: TotalChange::To(total),
+            if_version: Some(IfVersion::OneOf(vec![version])),
+            ..self.adjusting(key, sku, 0)
+        }
+    }
+
+    pub fn previewing(&self, sku: &str, change: TotalChange) -> Preview {
+        Preview { sku: sku.parse().unwrap(), change, if_version: None }
+    }
+
+    pub fn undoing(&self, key: &str, undoes: &AdjustmentId) -> Undo {
+        Undo {
+            id: self.adjustment_id(key),
+            undoes: undoes.clone(),
+            note: None,
             actor: "operator".parse().unwrap(),
             trace: None,
         }
@@ -291,6 +322,19 @@ impl Sale {
         self.lanes.adjust(self.adjusting(key, sku, delta)).await.expect("an answer").outcome
     }
 
+    pub async fn set_total(&self, key: &str, sku: &str, total: i64, version: u64) -> Adjusted {
+        let command = self.setting(key, sku, total, version);
+        self.lanes.adjust(command).await.expect("an answer").outcome
+    }
+
+    pub async fn preview(&self, command: Preview) -> Previewed {
+        self.lanes.preview(&self.lane, command).await.expect("an answer").outcome
+    }
+
+    pub async fn undo(&self, key: &str, undoes: &AdjustmentId) -> Undone {
+        self.lanes.undo(self.undoing(key, undoes)).await.expect("an answer").outcome
+    }
+
     pub async fn define(&self, version: u64, definition: Definition) -> Defined {
         let command = self.defining(version, definition);
         self.lanes.define(&self.lane, command).await.expect("an answer").outcome
@@ -358,7 +402,11 @@ impl Sale {
             Command::Return(c) => lanes.take_back(c).await.map(|s| answer(s, Outcome::Returned)),
             Command::Cancel(c) => lanes.cancel(c).await.map(|s| answer(s, Outcome::Cancelled)),
             Command::Get { id } => lanes.get(id).await.map(|s| answer(s, Outcome::Got)),
+            Command::Preview(c) => {
+                lanes.preview(lane, c).await.map(|s| answer(s, Outcome::Previewed))
+            }
             Command::Adjust(c) => lanes.adjust(c).await.map(|s| answer(s, Outcome::Adjusted)),
+            Command::Undo(c) => lanes.undo(c).await.map(|s| answer(s, Outcome::Undone)),
             Command::Define(c) => lanes.define(lane, *c).await.map(|s| answer(s, Outcome::Defined)),
             Command::Phase(c) => lanes.phase(lane, c).await.map(|s| answer(s, Outcome::Phased)),
             Command::Stock => lanes.stock(lane).await.map(|s| answer(s, Outcome::Stock)),
@@ -395,6 +443,22 @@ pub fn held(outcome: Reserved) -> Order {
     match outcome {
         Reserved::Held(order) => order,
         other => panic!("not held: {other:?}"),
+    }
+}
+
+/// The adjustment that was made just now.
+pub fn adjusted(outcome: Adjusted) -> Adjustment {
+    match outcome {
+        Adjusted::Adjusted(adjustment) => adjustment,
+        other => panic!("not adjusted: {other:?}"),
+    }
+}
+
+/// The adjustment that undid another just now.
+pub fn undone(outcome: Undone) -> Adjustment {
+    match outcome {
+        Undone::Undone(adjustment) => adjustment,
+        other => panic!("not undone: {other:?}"),
     }
 }
 

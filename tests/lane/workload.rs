@@ -3,8 +3,10 @@
 use holdfast::domain::event::Cause;
 use holdfast::domain::names::Sku;
 use holdfast::domain::sale::Definition;
+use holdfast::domain::stock::TotalChange;
 use holdfast::lanes::command::{
-    Adjust, BeginPayment, Cancel, Command, Confirm, FailPayment, PhaseChange, Reserve, Return,
+    Adjust, BeginPayment, Cancel, Command, Confirm, FailPayment, IfVersion, PhaseChange, Preview,
+    Reserve, Return, Undo,
 };
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -16,7 +18,7 @@ const BUYERS: [&str; 5] = ["ann", "bob", "cy", "~!dee@shop", "eve,=1"];
 const KEYS: [&str; 8] = ["k0", "k1", "k2", "k3", "k4", "k5", "k6", "k7"];
 const SKUS: [&str; 4] = ["phone", "case.red", "cable-1", "pen_2"];
 const PAYMENTS: [&str; 3] = ["pay-1", "pay-2", "pay=3,"];
-const ADJUSTMENT_KEYS: [&str; 6] = ["a0", "a1", "a2", "a3", "a4", "a5"];
+const ADJUSTMENT_KEYS: [&str; 8] = ["a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7"];
 const TRACES: [&str; 2] =
     ["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "00-aa-bb-00"];
 /// How long the shorter holds last, in seconds: the shortest that a definition may say.
@@ -87,7 +89,11 @@ impl Workload {
                 Command::Get { id: sale.id(buyer, key) }
             }
             810..840 => Command::Stock,
-            840..910 => Command::Adjust(Adjust { trace, ..self.adjust(sale) }),
+            840..910 => match self.rng.random_range(0..10) {
+                0..5 => Command::Adjust(Adjust { trace, ..self.adjust(sale) }),
+                5..8 => Command::Undo(Undo { trace, ..self.undo(sale) }),
+                _ => Command::Preview(self.preview(sale)),
+            },
             910..950 => {
                 let mut phase = sale.changing(match self.rng.random_range(0..24) {
                     0..8 => PhaseChange::Pause,
@@ -182,12 +188,39 @@ impl Workload {
 
     fn adjust(&mut self, sale: &Sale) -> Adjust {
         let (key, sku) = (self.one_of(&ADJUSTMENT_KEYS), self.one_of(&SKUS));
-        let delta = self.one_of(&[5, 5, 5, -1, -2, -50, 2_000_000_000]);
-        let mut adjust = sale.adjusting(key, sku, delta);
+        let (change, if_version) = (self.change(), self.if_version());
+        let mut adjust = Adjust { change, if_version, ..sale.adjusting(key, sku, 0) };
         if self.rng.random_bool(0.1) {
             adjust.note = note("another note");
         }
         adjust
+    }
+
+    fn change(&mut self) -> TotalChange {
+        if self.rng.random_bool(0.3) {
+            return TotalChange::To(self.one_of(&[0, 10, 40, 45]));
+        }
+        TotalChange::By(self.one_of(&[5, 5, 5, -1, -2, -50, 999_999_990, 2_000_000_000]))
+    }
+
+    fn if_version(&mut self) -> Option<IfVersion> {
+        let versions = self.one_of(&[&[0][..], &[0, 1], &[1, 2, 3, 4], &[]]);
+        match self.rng.random_range(0..10) {
+            0..5 => None,
+            5..7 => Some(IfVersion::Any),
+            _ => Some(IfVersion::OneOf(versions.to_vec())),
+        }
+    }
+
+    fn preview(&mut self, sale: &Sale) -> Preview {
+        let (sku, change) = (self.one_of(&SKUS), self.change());
+        Preview { if_version: self.if_version(), ..sale.previewing(sku, change) }
+    }
+
+    fn undo(&mut self, sale: &Sale) -> Undo {
+        let (key, undoes) = (self.one_of(&ADJUSTMENT_KEYS), self.one_of(&ADJUSTMENT_KEYS));
+        let note = self.rng.random_bool(0.3).then(|| "a \"mistake\", für immer".to_owned());
+        Undo { note, ..sale.undoing(key, &sale.adjustment_id(undoes)) }
     }
 
     fn define(&mut self, sale: &Sale, current: Option<&Definition>) -> Command {

@@ -7,9 +7,11 @@ use std::time::Duration;
 use crate::support::{actor, definition, pool, unique, until};
 use futures_util::future::join_all;
 use holdfast::config;
+use holdfast::domain::event::{Body, Event};
 use holdfast::domain::names::{KeyName, SaleId};
+use holdfast::domain::stock::Counters;
 use holdfast::ledger::catalog::CatalogMetrics;
-use holdfast::ledger::{Batch, Catalog, Ledger, LedgerError, OrderFilter, Scope};
+use holdfast::ledger::{Batch, Catalog, LaneMove, Ledger, LedgerError, OrderFilter, Scope};
 use sqlx::Row as _;
 
 async fn ledger(name: &str) -> (Ledger, config::Database) {
@@ -74,12 +76,7 @@ async fn the_ledger_is_append_only() {
     let stack = crate::support::Stack::new("append").await;
     let mut lane = stack.lane("s", 0).await;
     let event = lane.defined(1);
-    let moves = vec![holdfast::ledger::LaneMove {
-        lane: lane.id.clone(),
-        epoch: 1,
-        expected: 0,
-        recorded: 1,
-    }];
+    let moves = vec![LaneMove { lane: lane.id.clone(), epoch: 1, expected: 0, recorded: 1 }];
     let batch = Batch { moves, events: vec![event], ..Batch::default() };
     stack.ledger.apply(&batch).await.unwrap();
     for sql in ["UPDATE ledger SET held = 1", "DELETE FROM ledger", "TRUNCATE ledger"] {
@@ -88,6 +85,52 @@ async fn the_ledger_is_append_only() {
     }
     let again = stack.ledger.apply(&batch).await.unwrap_err();
     assert!(matches!(again, holdfast::ledger::ApplyError::MarkMoved), "{again}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adjustment_is_undone_once_and_shows_by_what() {
+    let stack = crate::support::Stack::new("undo").await;
+    let mut lane = stack.lane("s", 0).await;
+    let first = Counters { available: 30, held: 0, sold: 0, version: 0 };
+    let mut story = vec![
+        lane.defined(30),
+        lane.adjusted("a", first, 5, "found"),
+        lane.adjusted("count", first.adjusted(5), 0, "right"),
+        lane.undone("u", first.adjusted(5).adjusted(0), -5, "a"),
+    ];
+    let Body::Adjusted(count) = &mut story[2].body else { unreachable!("it is an adjustment") };
+    count.set_total = Some(35);
+    let apply = async |expected: u64, events: Vec<Event>| {
+        let moved = LaneMove {
+            lane: events[0].lane.clone(),
+            epoch: 1,
+            expected,
+            recorded: events.len() as u64 + expected,
+        };
+        stack.ledger.apply(&Batch { moves: vec![moved], events, ..Batch::default() }).await
+    };
+    apply(0, story).await.unwrap();
+    let found = async |key: &str| {
+        stack.ledger.adjustment(&lane.adjustment_id(key)).await.unwrap().expect("it is recorded")
+    };
+    let (a, count, u) = (found("a").await, found("count").await, found("u").await);
+    assert_eq!((a.undoes, a.undone_by.as_ref()), (None, Some(&u.id)));
+    assert_eq!((u.undoes.as_ref(), u.undone_by), (Some(&a.id), None));
+    assert_eq!((count.delta, count.set_total, count.undone_by), (0, Some(35), None));
+    let listed = stack.ledger.list_adjustments(&lane.id.sale, None, None, 9).await.unwrap().items;
+    let undone_by: Vec<_> = listed.into_iter().map(|adjustment| adjustment.undone_by).collect();
+    assert_eq!(undone_by, [None, None, Some(u.id)], "newest first");
+    assert_eq!(stack.number("SELECT version FROM counters").await, 3);
+    stack.check_books().await;
+
+    let now = Counters { available: 30, held: 0, sold: 0, version: 3 };
+    let again = lane.undone("v", now, -5, "a");
+    lane.seq -= 1;
+    let unknown = lane.undone("w", now, -5, "never");
+    for event in [again, unknown] {
+        let refused = apply(4, vec![event]).await.unwrap_err();
+        assert!(matches!(refused, holdfast::ledger::ApplyError::Unfit(_)), "{refused}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

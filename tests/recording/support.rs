@@ -10,7 +10,7 @@ use holdfast::bus::record::{Record, encode};
 use holdfast::bus::topic;
 use holdfast::config::{Database, Kafka};
 use holdfast::domain::event::{Body, Cause, Event, OrderStep, SaleStep, Step, StockSet};
-use holdfast::domain::ids::{IdSecret, LaneId};
+use holdfast::domain::ids::{AdjustmentId, IdSecret, LaneId};
 use holdfast::domain::names::{KeyName, SaleId, Sku};
 use holdfast::domain::order::{Line, Order, Status};
 use holdfast::domain::sale::Definition;
@@ -325,9 +325,22 @@ impl Lane {
         })
     }
 
-    pub fn adjusted(&mut self, key: &str, before: Counters, delta: i64, note: &str) -> Event {
+    pub fn adjustment_id(&self, key: &str) -> AdjustmentId {
         let key = self.secret.adjustment_key(&self.id.sale, &key.parse().unwrap());
-        let id = self.secret.adjustment_id(&self.id, key);
+        self.secret.adjustment_id(&self.id, key)
+    }
+
+    /// The adjustment `key`, as the opposite of the adjustment `undoes`.
+    pub fn undone(&mut self, key: &str, before: Counters, delta: i64, undoes: &str) -> Event {
+        let undoes = self.adjustment_id(undoes);
+        let mut event = self.adjusted(key, before, delta, "undone");
+        let Body::Adjusted(adjustment) = &mut event.body else { unreachable!("it is one") };
+        adjustment.undoes = Some(undoes);
+        event
+    }
+
+    pub fn adjusted(&mut self, key: &str, before: Counters, delta: i64, note: &str) -> Event {
+        let id = self.adjustment_id(key);
         let created_at = self.now();
         let note =
             AdjustmentNote { reason: Reason::Restock, reference: None, note: Some(note.into()) };
@@ -336,11 +349,14 @@ impl Lane {
                 id,
                 sku: sku(),
                 delta,
+                set_total: None,
                 before: before.into(),
                 note,
                 actor: actor(),
                 created_at,
                 seq,
+                undoes: None,
+                undone_by: None,
             })
         })
     }

@@ -44,6 +44,7 @@ async fn a_lane_is_recorded_whole() {
     let adjustments =
         stack.ledger.list_adjustments(&lane.id.sale, Some(&sku()), None, 9).await.unwrap();
     let adjustment = &adjustments.items[0];
+    assert_eq!((&adjustment.set_total, &adjustment.undoes), (&None, &None));
     assert_eq!((adjustment.delta, adjustment.after().total), (5, 35));
     let id: AdjustmentId = adjustment.id.clone();
     assert_eq!(stack.ledger.adjustment(&id).await.unwrap().as_ref(), Some(adjustment));
