@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use crate::support::{Lane, Stack, actor, metric, sku, until};
+use holdfast::bus::consumer::{Consumer, ConsumerMetrics};
 use holdfast::bus::record::encode;
+use holdfast::bus::topic;
 use holdfast::domain::event::{Event, SaleStep};
 use holdfast::domain::ids::AdjustmentId;
 use holdfast::domain::order::Status;
@@ -405,4 +407,23 @@ async fn a_lane_with_too_much_parked_rests_and_the_others_go_on() {
     stack.until_recorded(&sick, sick.seq).await;
     stack.check_books().await;
     writer.stop().await;
+}
+
+/// A broker that comes back answers for a moment as if it had no topics, and a group that asks then
+/// has nothing to read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_not_known_at_first_is_soon_read() {
+    let mut stack = Stack::new("unknown").await;
+    stack.use_topic(&format!("{}_late", stack.kafka.topic));
+    let metrics = ConsumerMetrics::default();
+    let consumer = Consumer::new(&stack.kafka, &stack.group, metrics).unwrap();
+    let batch = async || consumer.batch(10, Duration::ZERO).await;
+    for _ in 0..6 {
+        assert!(batch().await.unwrap().is_empty(), "there is no such topic");
+    }
+    until("the topic is made", || async { topic::prepare(&stack.kafka).await.is_ok() }).await;
+    let mut lane = stack.lane("double-11", 1).await;
+    let events = lane.story(3);
+    stack.send(&lane, &events).await;
+    until("it is read", || async { batch().await.is_ok_and(|records| !records.is_empty()) }).await;
 }

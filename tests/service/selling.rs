@@ -24,8 +24,11 @@ async fn an_order_is_held_paid_and_recorded() {
     let recorded = service.balanced_books(&sale).await;
     assert_eq!(recorded, [(order.id().to_owned(), "confirmed".to_owned())]);
 
-    let live = service.get(&format!("/v1/orders/{}", order.id())).await;
-    assert_eq!(live.body["durability"], "recorded");
+    let path = format!("/v1/orders/{}", order.id());
+    eventually("the lane is told that the database has it", async || {
+        service.get(&path).await.body["durability"] == "recorded"
+    })
+    .await;
     let list = service.get(&format!("/v1/orders?sale_id={sale}")).await;
     assert_eq!(list.body["orders"][0]["id"], order.id());
 }
