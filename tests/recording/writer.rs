@@ -359,11 +359,13 @@ async fn cut_connections_lose_nothing_and_repeat_nothing() {
         let schema = stack.database.schema.clone();
         let mut cut = 0;
         while stack.recorded(&lane.id).await != Some(events.len() as u64) {
-            // Of this schema only: the tables' locks say whose backend it is.
+            // Of this schema only: the tables' locks say whose backend it is, or that it is an
+            // autovacuum, which nobody may end.
             let ended: i64 = sqlx::query_scalar(
                 "SELECT count(pg_terminate_backend(pid)) FROM (
                    SELECT DISTINCT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
                    JOIN pg_namespace n ON n.oid = c.relnamespace
+                   JOIN pg_stat_activity a ON a.pid = l.pid AND a.backend_type = 'client backend'
                    WHERE n.nspname = $1 AND l.pid <> pg_backend_pid()
                      AND l.mode = 'RowExclusiveLock'
                  ) busy",
