@@ -44,6 +44,9 @@ fn client(config: &Kafka, ours: &[(&str, &str)]) -> Result<ClientConfig, BusErro
     client.set("bootstrap.servers", &config.brokers).set("client.id", "holdfast");
     // A topic that a question creates would have one partition; `topic` makes it as it must be.
     client.set("allow.auto.create.topics", "false");
+    // A broker that comes back may answer at first as if it had no topics. By default librdkafka
+    // believes that for five minutes.
+    client.set("topic.metadata.refresh.interval.ms", "5000");
     for (name, value) in ours {
         client.set(*name, *value);
     }

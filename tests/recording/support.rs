@@ -92,12 +92,6 @@ impl Stack {
         Self { ledger, pool: pool(&database), database, kafka, group: name, secret, producer }
     }
 
-    /// Goes on with another topic, which need not be there yet.
-    pub fn use_topic(&mut self, name: &str) {
-        name.clone_into(&mut self.kafka.topic);
-        self.producer = Producer::new(&self.kafka).unwrap();
-    }
-
     pub async fn lane(&self, sale: &str, partition: i32) -> Lane {
         let sale: SaleId = sale.parse().unwrap();
         self.ledger.begin_definition(&sale, &[partition], 1).await.unwrap();
