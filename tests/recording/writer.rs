@@ -168,6 +168,34 @@ async fn a_stale_epoch_is_fenced_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_no_order_can_take_is_a_dead_letter_and_not_in_the_books() {
+    let stack = Stack::new("impossible").await;
+    let mut lane = stack.lane("s", 0).await;
+    let held = [lane.defined(5), lane.held("a")];
+    let cancelled = lane.then(&held[1], Status::Cancelled);
+    // As if the lane had sold what it had given back.
+    let sold = Lane { seq: 3, ..copy(&lane) }.then(&cancelled, Status::Confirmed);
+    let writer = stack.writer();
+    stack.send(&lane, &held).await;
+    stack.send(&lane, &[cancelled.clone(), sold]).await;
+    stack.until_recorded(&lane, 3).await;
+    until("it is a dead letter", || async { !stack.dead_letters().await.is_empty() }).await;
+    assert_eq!(stack.dead_letters().await, ["undecodable"]);
+    let why = "holdfast.order.confirmed cannot lead from cancelled to confirmed";
+    let detail: String =
+        sqlx::query_scalar("SELECT detail FROM dead_letters").fetch_one(&stack.pool).await.unwrap();
+    assert_eq!(detail, why);
+    assert_eq!(stack.number("SELECT sold FROM counters").await, 0);
+    assert_eq!(stack.number("SELECT count(*) FROM orders WHERE status = 'cancelled'").await, 1);
+    stack.check_books().await;
+    // The lane goes on with what may follow.
+    let next = lane.held("b");
+    stack.send(&lane, &[next]).await;
+    stack.until_recorded(&lane, 4).await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_cannot_be_read_stops_its_own_lane_only() {
     let stack = Stack::new("undecodable").await;
     let (mut sick, mut well) = (stack.lane("sick", 0).await, stack.lane("well", 0).await);
