@@ -6,6 +6,7 @@ mod archive;
 mod checks;
 mod health;
 mod history;
+mod life;
 mod limits;
 mod listener;
 mod orders;
