@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Do the books balance? Compares what a load test was answered (summary.json, written by k6) with the
-# live stock, the recorded orders, the counters and the ledger of the sale it pressed on.
+# live stock, the work list of refunds, the recorded orders, counters and ledger of the sale it pressed on.
 #
 # usage: HOLDFAST_LOAD_DIR=… loadtest/books.sh      (in the environment of `./dev env`)
 # exit:  0 the books balance · 1 they do not · 2 that could not be judged
@@ -15,8 +15,9 @@ STILL_SECONDS=${LOAD_BOOKS_STILL_SECONDS:-15}
 SETTLED_SECONDS=1
 PAUSE_SECONDS=0.25
 
+exec 3>&2 # a look may keep what went wrong in it to itself
 cannot_judge() {
-  printf 'books: %s\n' "$*" >&2
+  printf 'books: %s\n' "$*" >&3
   exit 2
 }
 
@@ -35,10 +36,23 @@ SALE=$(jq -r '.sale.id // empty' "$SUMMARY") || cannot_judge "$SUMMARY cannot be
 export PGCONNECT_TIMEOUT=5
 query() { psql "$DATABASE_URL" -XqAt -v ON_ERROR_STOP=1 -v sale="$SALE" "$@"; }
 
-# The live counters, by SKU. The key goes in by a file, for arguments can be read by others.
-live_stock() {
-  curl -sSf --max-time 10 -H @<(printf 'Authorization: Bearer %s\n' "$HOLDFAST_OPERATOR_KEY") \
-    "$HOLDFAST_URL/v1/sales/$SALE/stock" | jq -cS '.skus | map({(.sku): .}) | add'
+# ask PATH: what the service says. The key goes in by a file, for arguments can be read by others.
+ask() {
+  curl -sSf --max-time 10 -H @<(printf 'Authorization: Bearer %s\n' "$HOLDFAST_OPERATOR_KEY") "$HOLDFAST_URL$1"
+}
+
+# The live counters, by SKU.
+live_stock() { ask "/v1/sales/$SALE/stock" | jq -cS '.skus | map({(.sku): .}) | add'; }
+
+# The work list of refunds, page by page: how many are due and settled.
+listed_refunds() {
+  local path="/v1/refunds?sale_id=$SALE&limit=200" page cursor=''
+  while :; do
+    page=$(ask "$path$cursor") || return 1
+    jq -c '.refunds[].status' <<<"$page" || return 1
+    cursor=$(jq -r '.next_cursor // empty | "&cursor=" + @uri' <<<"$page") || return 1
+    [[ -n $cursor ]] || return 0
+  done | jq -cs '{due: map(select(. == "due")) | length, settled: map(select(. == "settled")) | length}'
 }
 
 is_ready() { curl -sSf --max-time 5 "$HOLDFAST_URL/readyz" 2>/dev/null | jq -e '.status == "ready"' >/dev/null; }
@@ -56,14 +70,15 @@ look() {
   local before after
   before=$(live_stock) && before+=$(progress) || return 1
   query -f "$HERE/lib/books.sql" >"$WORK/database.json" || return 1
+  listed_refunds >"$WORK/refunds.json" || return 1
   live_stock >"$WORK/stock.json" || return 1
   after=$(cat "$WORK/stock.json") && after+=$(progress) || return 1
   SEEN=$after
   [[ $before == "$after" ]] || return 1
   jq -n --slurpfile summary "$SUMMARY" --slurpfile stock "$WORK/stock.json" \
-    --slurpfile database "$WORK/database.json" \
-    '{summary: $summary[0], stock: $stock[0], database: $database[0]}' |
-    jq -f "$HERE/lib/books.jq" >"$WORK/books.json" || cannot_judge "what was found cannot be compared"
+    --slurpfile refunds "$WORK/refunds.json" --slurpfile database "$WORK/database.json" \
+    '{summary: $summary[0], stock: $stock[0], refunds: $refunds[0], database: $database[0]}' |
+    jq -f "$HERE/lib/books.jq" >"$WORK/books.json" 2>&3 || cannot_judge "what was found cannot be compared"
 }
 
 tell() {

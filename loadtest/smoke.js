@@ -3,15 +3,20 @@
 import { check, sleep } from 'k6';
 import * as api from './lib/api.js';
 import { defineSale, saleId, stock, waitFor, waitUntilNothingIsHeld } from './lib/sale.js';
-import { adjust, cancel, cancelWithKey, confirm, layTombstone, place, sameLines, setTotal, undo } from './lib/steps.js';
+import {
+  adjust, begin, cancel, cancelWithKey, confirm, confirmByWebhook, failByWebhook, layTombstone, place, sameLines, setTotal,
+  settleRefund, takeBack, undo,
+} from './lib/steps.js';
 import { loadOptions } from './lib/summary.js';
 
 export { handleSummary } from './lib/summary.js';
 
 // Longer than the pass takes on any machine: what runs out here says so itself.
 const HOLD_SECONDS = 120;
+const GRACE_SECONDS = HOLD_SECONDS + 60;
 const SALE = {
   hold_seconds: HOLD_SECONDS,
+  payment_grace_seconds: GRACE_SECONDS,
   per_buyer_limit: 4,
   skus: [
     { sku: 'tea', stock: 50 },
@@ -37,11 +42,16 @@ export function pass({ sale }) {
   faultsAreToldInOrder(sale);
   const open = anOrderIsHeld(sale);
   anOrderIsPaid(sale);
+  aPaymentRuns(sale);
+  aPartIsPaid(sale);
+  whatWasSoldComesBack(sale);
+  theProviderSaysIt(sale);
   anOrderIsGivenBack(sale);
   anOrderIsCancelledByItsKey(sale);
   aHoldRunsOut(sale);
   open.push(...limitsHold(sale));
   ordersAreListed(sale);
+  paymentsAreGivenBack(sale);
   stockIsAdjusted(sale);
   stockIsCounted(sale);
   anAdjustmentIsUndone(sale);
@@ -51,7 +61,7 @@ export function pass({ sale }) {
   const held = place(sale, ask('early-bird', { lines: one('tea') }));
   const paid = place(sale, ask('early-bird', { lines: one('mug') }));
   aSaleCloses(sale, paid);
-  verify('settling goes on in a closed sale', confirm(paid, 'payment-closed'));
+  verify('settling goes on in a closed sale', confirm(paid, 'payment-closed') === 'paid');
   for (const order of [held, ...open]) verify('what is left is given back', cancel(order));
 }
 
@@ -103,6 +113,15 @@ function refused(what, request, status, code, more = () => true) {
       more(answer)
     );
   });
+}
+
+/** A payment that buys nothing, and the refund that is due for it: answers its id. */
+function mustBeGivenBack(what, order, payment, code) {
+  let answer = null;
+  const end = confirm(order, payment, { told: (told) => { answer = told; } });
+  verify(`${what} must be given back`, end === 'refund-due');
+  return refused(what, api.confirmOrder(order.id, payment), 409, code, ({ body }) =>
+    body.refund_id === answer.body.refund_id && answer.code === code && body.order.id === order.id).refund_id;
 }
 
 const withBody = (request, body) => ({ ...request, body: typeof body === 'string' ? body : JSON.stringify(body) });
@@ -255,14 +274,116 @@ function anOrderIsHeld(sale) {
 function anOrderIsPaid(sale) {
   const order = ask('bob');
   const held = place(sale, order);
-  verify('what is held can be paid', confirm(held, 'payment-bob'));
+  verify('what is held can be paid', confirm(held, 'payment-bob') === 'paid');
   expect('the same payment again changes nothing', get(api.confirmOrder(held.id, 'payment-bob')), ({ res, body }) =>
     res.status === 200 && body.status === 'confirmed' && isTime(body.confirmed_at));
-  refused('another payment', api.confirmOrder(held.id, 'payment-other'), 409, 'already-paid', ({ body }) => body.order.id === held.id);
+  mustBeGivenBack('another payment', held, 'payment-other', 'already-paid');
   refused('a cancel of what is paid', api.cancelOrder(held.id), 409, 'order-confirmed', ({ body }) => body.order.status === 'confirmed');
   expect('the key of a paid order finds it', get(api.placeOrder(sale, order)), ({ res, body, replayed }) =>
     res.status === 200 && replayed && body.id === held.id && body.status === 'confirmed' && body.payment_id === 'payment-bob');
   refused('a payment without its id', withBody(api.confirmOrder(held.id, 'p'), {}), 400, 'invalid-request');
+}
+
+function aPaymentRuns(sale) {
+  const held = place(sale, ask('kim'));
+  const paying = begin(sale, held, 'payment-kim');
+  verify('a payment that runs has its grace', Date.parse(paying.expires_at) - Date.parse(held.created_at) >= GRACE_SECONDS * 1000);
+  expect('the same payment begun again changes nothing', get(api.beginPayment(held.id, 'payment-kim')), ({ res, body }) =>
+    res.status === 200 && body.status === 'paying' && body.expires_at === paying.expires_at);
+  verify('another takes its place', begin(sale, held, 'payment-kim-2') !== null);
+  expect('what fails must be the payment that runs', get(api.deliver(api.payment('failed', held.id, 'payment-kim'))), ({ res }) => res.status === 204);
+  verify('and it is', get(api.getOrder(held.id)).body.status === 'paying');
+  verify('a payment fails', failByWebhook(held, 'payment-kim-2'));
+  verify('and another buys', confirm(held, 'payment-kim-3') === 'paid');
+  refused('what is paid begins no payment', api.beginPayment(held.id, 'payment-kim-4'), 409, 'order-confirmed', ({ body }) => body.order.id === held.id);
+  refused('a payment begins with its id', withBody(api.beginPayment(held.id, 'p'), {}), 400, 'invalid-request');
+  refused('no payment begins for an order that was made up', api.beginPayment('ord_made-up', 'p'), 404, 'order-not-found');
+  const told = waitFor(10, () => {
+    const { steps } = get(api.getHistory(held.id)).body;
+    return Array.isArray(steps) && steps.map(({ event }) => event).join() === 'held,payment_begun,payment_begun,payment_failed,confirmed';
+  });
+  verify('its history is told', told);
+}
+
+function aPartIsPaid(sale) {
+  const order = ask('liam', { lines: [{ sku: 'tea', quantity: 2 }, { sku: 'mug', quantity: 1 }] });
+  const before = stock(sale);
+  const held = place(sale, order);
+  refused('more than is held is not bought', api.confirmOrder(held.id, 'payment-liam', [{ sku: 'tea', quantity: 3 }]), 400, 'invalid-request', problemAt('/lines'));
+  refused('nor is nothing', api.confirmOrder(held.id, 'payment-liam', []), 400, 'invalid-request', problemAt('/lines'));
+  verify('a part is bought', confirm(held, 'payment-liam', { lines: one('tea') }) === 'paid');
+  const after = stock(sale);
+  verify('the rest is on sale again', after.tea.available === before.tea.available - 1 && after.mug.available === before.mug.available);
+  expect('its key finds it all the same', get(api.placeOrder(sale, order)), ({ res, body, replayed }) =>
+    res.status === 200 && replayed && body.id === held.id && sameLines(body.lines, one('tea')));
+}
+
+function whatWasSoldComesBack(sale) {
+  const order = ask('mia', { lines: [{ sku: 'tea', quantity: 2 }] });
+  const held = place(sale, order);
+  refused('what is not sold does not come back', api.returnOrder(held.id, { key: 'r-1', restock: true }), 409, 'order-not-confirmed');
+  verify('it is sold', confirm(held, 'payment-mia') === 'paid');
+  const before = stock(sale).tea;
+  const first = { key: 'r-1', lines: one('tea'), restock: true };
+  const kept = takeBack(held, first);
+  verify('what comes back is on sale again', stock(sale).tea.available === before.available + 1);
+  expect('a replay of a return is the same', get(api.returnOrder(held.id, first)), ({ res, body, replayed }) =>
+    res.status === 200 && replayed && sameLines(body.returned, one('tea')));
+  refused('its key with another return', api.returnOrder(held.id, { ...first, restock: false }), 422, 'idempotency-key-reused');
+  refused('its key is required', api.withHeaders(api.returnOrder(held.id, first), { 'Idempotency-Key': null }), 400, 'idempotency-key-required');
+  refused('no more comes back than is left', api.returnOrder(held.id, { key: 'r-2', lines: order.lines, restock: true }), 409, 'return-exceeds-order',
+    ({ body }) => body.order.id === held.id);
+  const gone = takeBack(kept, { key: 'r-3', restock: false });
+  verify('what is broken leaves the total', gone.status === 'returned' && stock(sale).tea.total === before.total - 1);
+  refused('a returned order is not cancelled', api.cancelOrder(held.id), 409, 'order-returned');
+  expect('its own payment again changes nothing', get(api.confirmOrder(held.id, 'payment-mia')), ({ res, body }) =>
+    res.status === 200 && body.status === 'returned');
+  mustBeGivenBack('another payment of a returned order', held, 'payment-mia-2', 'already-paid');
+}
+
+function theProviderSaysIt(sale) {
+  const held = place(sale, ask('noah'));
+  const success = api.payment('succeeded', held.id, 'payment-noah');
+  const signed = api.deliver(success);
+  refused('nobody signed it', api.withHeaders(signed, { 'webhook-signature': null }), 401, 'invalid-signature');
+  refused('it was changed since', withBody(signed, { ...success, type: 'payment.failed' }), 401, 'invalid-signature');
+  refused('it is too old', api.deliver(success, { late_seconds: 301 }), 401, 'invalid-signature');
+  refused('it is not of its time', api.deliver(success, { late_seconds: -310 }), 401, 'invalid-signature');
+  refused('another signed it', api.deliver(success, { secret: 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw' }), 401, 'invalid-signature');
+  verify('what nobody signed did nothing', get(api.getOrder(held.id)).body.status === 'held');
+  refused('what cannot be read', api.deliver({ data: {} }), 400, 'invalid-request');
+  const heard = (what, delivery) => expect(what, get(api.deliver(delivery)), ({ res }) => res.status === 204);
+  heard('a type that is unknown is heard', { ...success, type: 'payment.thought-about' });
+  heard('an order that was made up is heard', api.payment('succeeded', 'ord_made-up', 'payment-noah'));
+  heard('members that are unknown are heard', { ...api.payment('failed', held.id, 'payment-other'), livemode: true });
+  verify('the provider says that it is paid', confirmByWebhook(held, 'payment-noah') === 'paid');
+  heard('and again', success);
+  heard('and late, that it failed', api.payment('failed', held.id, 'payment-noah'));
+  expect('it stays paid', get(api.getOrder(held.id)), ({ body }) => body.status === 'confirmed' && body.payment_id === 'payment-noah');
+  const other = place(sale, ask('noah'));
+  verify('lines that are no part of the order must be given back',
+    confirmByWebhook(other, 'payment-noah-2', { lines: one('mug') }) === 'refund-due');
+  verify('and the order is held as before', cancel(other));
+}
+
+function paymentsAreGivenBack(sale) {
+  const list = (query) => get(api.listRefunds(`sale_id=${sale.id}${query}`));
+  const due = { 'already-paid': 2, 'lines-mismatch': 1, 'order-cancelled': 1, 'payment-too-late': 1 };
+  const count = Object.values(due).reduce((sum, n) => sum + n);
+  verify('payments to give back are listed', waitFor(10, () => list('&status=due').body.refunds.length === count));
+  const all = expect('each once, with its reason', list(''), ({ body }) =>
+    body.refunds.every(({ id, status, settled_at, created_at }) => id.startsWith('rfd_') && status === 'due' && settled_at === null && isTime(created_at)) &&
+    Object.entries(due).every(([reason, n]) => body.refunds.filter((refund) => refund.reason === reason).length === n)).refunds;
+  expect('a page leads to the next', list('&limit=3'), ({ body }) =>
+    body.refunds.length === 3 && list(`&limit=3&cursor=${encodeURIComponent(body.next_cursor)}`).body.refunds.length === count - 3);
+  settleRefund(all[0].id);
+  expect('settled again it is the same', get(api.settleRefund(all[0].id)), ({ res, body }) =>
+    res.status === 200 && body.status === 'settled' && isTime(body.settled_at));
+  expect('what is settled is due no more', list('&status=due'), ({ body }) =>
+    body.refunds.length === count - 1 && body.refunds.every(({ id }) => id !== all[0].id));
+  expect('and listed as settled', list('&status=settled'), ({ body }) => body.refunds.length === 1 && body.refunds[0].id === all[0].id);
+  refused('a refund that is none', api.settleRefund('rfd_made-up'), 404, 'refund-not-found');
+  refused('a list of what no list is of', api.listRefunds('colour=red'), 400, 'invalid-request');
 }
 
 function anOrderIsGivenBack(sale) {
@@ -274,7 +395,7 @@ function anOrderIsGivenBack(sale) {
   verify('what is given back is available', after.tea.available === before.tea.available && after.tea.held === before.tea.held);
   expect('cancelling again changes nothing', get(api.cancelOrder(held.id, { reason: 'twice' })), ({ res, body }) =>
     res.status === 200 && body.status === 'cancelled');
-  refused('a payment for what was given back', api.confirmOrder(held.id, 'payment-carol'), 409, 'order-cancelled');
+  mustBeGivenBack('a payment for what was given back', held, 'payment-carol', 'order-cancelled');
   refused('the key of what was given back', api.placeOrder(sale, order), 409, 'order-cancelled', ({ body }) => body.order.id === held.id);
   refused('a cancel with a member that is unknown', api.cancelOrder(held.id, { because: 'x' }), 400, 'invalid-request');
 }
@@ -284,7 +405,7 @@ function anOrderIsCancelledByItsKey(sale) {
   const held = place(sale, order);
   verify('an order is cancelled by its key', cancelWithKey(sale, order, held));
   const never = ask('dave');
-  verify('an order that never came is cancelled by its key', layTombstone(sale, never));
+  verify('an order that never came is cancelled by its key', layTombstone(sale, never) !== null);
   expect('again, it changes nothing', get(api.cancelByKey(sale, never)), ({ res, body }) =>
     res.status === 200 && body.status === 'cancelled' && body.lines.length === 0);
   verify('when it comes, it is refused', place(sale, never) === null);
@@ -306,8 +427,12 @@ function aHoldRunsOut(sale) {
   refused('the key of what ran out', api.placeOrder(sale, order), 409, 'order-expired', ({ body }) => body.order.id === held.id);
   // Somebody else takes it, so that a late payment cannot have it back.
   const next = place(sale, ask('grace', { lines: one('last-one') }));
-  verify('somebody else may have it', next !== null && confirm(next, 'payment-grace'));
-  refused('a payment too late', api.confirmOrder(held.id, 'payment-erin'), 409, 'payment-too-late');
+  verify('somebody else may have it', next !== null && confirm(next, 'payment-grace') === 'paid');
+  mustBeGivenBack('a payment too late', held, 'payment-erin', 'payment-too-late');
+  const back = takeBack(expect('the other is paid', get(api.getOrder(next.id)), ({ body }) => body.status === 'confirmed'), { key: 'r', restock: true });
+  verify('what is due stays due, whatever comes back', back !== null && stock(sale)['last-one'].available === 1);
+  refused('the payment too late, again', api.confirmOrder(held.id, 'payment-erin'), 409, 'payment-too-late');
+  verify('another payment takes what came back', confirm(held, 'payment-erin-2') === 'reacquired');
 }
 
 function limitsHold(sale) {
@@ -406,7 +531,7 @@ function aSaleRests(sale) {
   refused('a paused sale sells nothing', api.placeOrder(sale, ask('ivan')), 409, 'sale-paused');
   expect('a replay finds its order all the same', get(api.placeOrder(sale, order)), ({ res, body, replayed }) =>
     res.status === 201 && replayed && body.id === held.id);
-  verify('settling goes on in a paused sale', confirm(held, 'payment-ivan'));
+  verify('settling goes on in a paused sale', confirm(held, 'payment-ivan') === 'paid');
   expect('a sale is resumed', get(api.steerSale(sale.id, 'resume')), ({ res, body }) => res.status === 200 && body.state === 'open');
   const sold = place(sale, ask('ivan'));
   verify('a resumed sale sells again', sold !== null && cancel(sold));

@@ -1,11 +1,14 @@
 // The calls of the HTTP order API: requests as plain objects, so that a scenario can send one
 // twice, or several at once, and knows that they are the same.
+import crypto from 'k6/crypto';
+import encoding from 'k6/encoding';
 import http from 'k6/http';
 
 const URL = fromEnvironment('HOLDFAST_URL');
 const INNER_URL = fromEnvironment('HOLDFAST_INNER_URL');
 const ORDERS_KEY = fromEnvironment('HOLDFAST_ORDERS_KEY');
 const OPERATOR_KEY = fromEnvironment('HOLDFAST_OPERATOR_KEY');
+const WEBHOOK_SECRET = fromEnvironment('HOLDFAST_WEBHOOK_SECRET');
 
 function fromEnvironment(name) {
   if (!__ENV[name]) throw new Error(`${name} is not set: run it with the environment of ./dev env`);
@@ -46,8 +49,17 @@ export function listOrders(query) {
   return request('GET', '/v1/orders', `/v1/orders?${query}`, ORDERS_KEY);
 }
 
-export function confirmOrder(id, payment_id) {
-  return request('POST', '/v1/orders/{id}/confirm', `/v1/orders/${id}/confirm`, ORDERS_KEY, { payment_id });
+export function getHistory(id) {
+  return request('GET', '/v1/orders/{id}/history', `/v1/orders/${id}/history`, ORDERS_KEY);
+}
+
+export function beginPayment(id, payment_id) {
+  return request('POST', '/v1/orders/{id}/begin-payment', `/v1/orders/${id}/begin-payment`, ORDERS_KEY, { payment_id });
+}
+
+/** `lines`: what of it is bought; all, where there are none. */
+export function confirmOrder(id, payment_id, lines) {
+  return request('POST', '/v1/orders/{id}/confirm', `/v1/orders/${id}/confirm`, ORDERS_KEY, { payment_id, lines });
 }
 
 export function cancelOrder(id, body) {
@@ -57,6 +69,38 @@ export function cancelOrder(id, body) {
 export function cancelByKey(sale, { buyer, key }) {
   const body = { sale_id: sale.id, buyer_id: buyer, idempotency_key: key };
   return request('POST', '/v1/orders/cancel', '/v1/orders/cancel', ORDERS_KEY, body);
+}
+
+/** `lines`: what of it comes back; all that is left, where there are none. */
+export function returnOrder(id, { key, lines, restock }) {
+  const headers = { 'Idempotency-Key': key };
+  return request('POST', '/v1/orders/{id}/return', `/v1/orders/${id}/return`, ORDERS_KEY, { lines, restock }, headers);
+}
+
+// ---- payments
+
+/** `type`: succeeded or failed. */
+export function payment(type, order_id, payment_id, lines) {
+  return { type: `payment.${type}`, timestamp: new Date().toISOString(), data: { order_id, payment_id, lines } };
+}
+
+/** What the payment provider says, signed by Standard Webhooks, now or `late_seconds` ago. */
+export function deliver(delivery, { late_seconds = 0, secret = WEBHOOK_SECRET } = {}) {
+  const { order_id, payment_id } = delivery.data;
+  const id = `msg_${crypto.md5(`${delivery.type} ${order_id} ${payment_id}`, 'hex')}`;
+  const at = Math.floor(Date.now() / 1000) - late_seconds;
+  const one = anyone('POST', '/v1/payments/webhook', delivery);
+  const key = encoding.b64decode(secret.replace('whsec_', ''));
+  const signature = crypto.hmac('sha256', key, `${id}.${at}.${one.body}`, 'base64');
+  return withHeaders(one, { 'webhook-id': id, 'webhook-timestamp': String(at), 'webhook-signature': `v1,${signature}` });
+}
+
+export function listRefunds(query) {
+  return request('GET', '/v1/refunds', `/v1/refunds?${query}`, ORDERS_KEY);
+}
+
+export function settleRefund(id) {
+  return request('POST', '/v1/refunds/{id}/settle', `/v1/refunds/${id}/settle`, ORDERS_KEY);
 }
 
 // ---- sales and stock

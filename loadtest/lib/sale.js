@@ -29,8 +29,8 @@ export function defineSale(scenario, definition) {
   if (answer.kind !== 'done' || answer.res.status !== 201) {
     fail(`the sale could not be defined: ${answer.res.status} ${answer.res.error || answer.res.body}`);
   }
-  const { hold_seconds, per_buyer_limit, skus } = answer.body;
-  return { scenario, id, hold_seconds, per_buyer_limit: per_buyer_limit || null, skus };
+  const { hold_seconds, max_hold_seconds, per_buyer_limit, skus } = answer.body;
+  return { scenario, id, hold_seconds, max_hold_seconds, per_buyer_limit: per_buyer_limit || null, skus };
 }
 
 /** The counters by SKU as they stand now, or null where the service did not say. */

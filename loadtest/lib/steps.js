@@ -4,12 +4,16 @@ import { check, sleep } from 'k6';
 import crypto from 'k6/crypto';
 import { Counter } from 'k6/metrics';
 import * as api from './api.js';
+import { waitFor } from './sale.js';
 
-/** Steps asked, done and refused: `{step, outcome}`. What is asked and neither, is unknown. */
+/**
+ * Steps asked, done, refused, and payments that succeeded and must be given back (`refund`):
+ * `{step, outcome}`. What is asked and none of these, is unknown.
+ */
 export const steps = new Counter('steps');
 /** Units moved by steps that were done: `{step, sku}`. */
 export const units = new Counter('units');
-/** Sums over the ids of orders: `{step, half}`. They say *which* orders without a list of them. */
+/** Sums over what was answered: `{of, half}`. They say *which* orders and payments without a list of them. */
 export const fingerprints = new Counter('fingerprints');
 /** Refusals by `{code}`. */
 export const refusals = new Counter('refusals');
@@ -18,7 +22,10 @@ export const lost = new Counter('lost');
 /** Answers that the contract does not have there, by `{code}`. */
 export const unexpected = new Counter('unexpected');
 
-export const STEPS = ['place', 'confirm', 'cancel', 'tombstone', 'adjust'];
+export const STEPS = ['place', 'begin', 'confirm', 'fail', 'cancel', 'tombstone', 'return', 'settle', 'adjust'];
+export const OUTCOMES = ['asked', 'done', 'refund', 'refused'];
+/** Orders by id; payments (confirm, refund) by order and payment; units (bought, returned) by buyer and SKU. */
+export const FINGERPRINTS = ['place', 'confirm', 'refund', 'cancel', 'tombstone', 'bought', 'returned'];
 
 /** A drill that takes parts away meanwhile says so: then a lost answer is no fault of its own. */
 export const FAULTS = Boolean(__ENV.LOAD_FAULTS);
@@ -69,7 +76,7 @@ function ask(step, request, refusals_expected, { early = [], gives_up = false, t
   if (told.kind === 'done') {
     steps.add(1, { step, outcome: 'done' });
   } else if (told.kind !== 'unknown') {
-    steps.add(1, { step, outcome: 'refused' });
+    steps.add(1, { step, outcome: step === 'confirm' && told.body && told.body.refund_id ? 'refund' : 'refused' });
     refusals.add(1, { code: told.code });
   }
   return told;
@@ -127,12 +134,28 @@ function countLines(step, lines) {
   for (const { sku, quantity } of lines) units.add(quantity, { step, sku });
 }
 
+// 32 bits a half: the sum over two million of them is still an exact double.
+function countFingerprint(of, text, times = 1) {
+  const digest = crypto.md5(text, 'hex');
+  fingerprints.add(times * parseInt(digest.slice(0, 8), 16), { of, half: 'first' });
+  fingerprints.add(times * parseInt(digest.slice(8, 16), 16), { of, half: 'second' });
+}
+
 function countOrder(step, order) {
-  // 32 bits a half: the sum over two million orders is still an exact double.
-  const digest = crypto.md5(order.id, 'hex');
-  fingerprints.add(parseInt(digest.slice(0, 8), 16), { step, half: 'first' });
-  fingerprints.add(parseInt(digest.slice(8, 16), 16), { step, half: 'second' });
+  countFingerprint(step, order.id);
   countLines(step, order.lines);
+}
+
+function countBought(order) {
+  countFingerprint('confirm', `${order.id} ${order.payment_id}`);
+  countLines('confirm', order.lines);
+  for (const { sku, quantity } of order.lines) countFingerprint('bought', `${order.buyer_id} ${sku}`, quantity);
+}
+
+function countReturned(order, lines, restock) {
+  countLines('return', lines);
+  if (!restock) countLines('scrap', lines);
+  for (const { sku, quantity } of lines) countFingerprint('returned', `${order.buyer_id} ${sku}`, quantity);
 }
 
 // ---- the steps
@@ -140,7 +163,9 @@ function countOrder(step, order) {
 const PLACE_REFUSALS = [
   'sold-out', 'purchase-limit', 'sale-paused', 'sale-closed', 'sale-not-open', 'order-cancelled', 'order-expired',
 ];
-const SETTLE_REFUSALS = ['order-cancelled', 'order-confirmed', 'order-expired', 'payment-too-late', 'already-paid'];
+const BEGIN_REFUSALS = ['order-cancelled', 'order-expired', 'order-confirmed', 'order-returned'];
+const CONFIRM_REFUSALS = ['order-cancelled', 'payment-too-late', 'already-paid'];
+const CANCEL_REFUSALS = ['order-confirmed', 'order-returned'];
 
 /** Answers the order, or null where the buyer has none. `how.told` gets the whole answer. */
 export function place(sale, order, how = {}) {
@@ -160,30 +185,135 @@ export function place(sale, order, how = {}) {
   return answer.body;
 }
 
-/** `how.early`: see `ask`. True where the order is sold now. */
+/** Answers the order, or null where it has no payment that runs. */
+export function begin(sale, order, payment_id) {
+  const answer = ask('begin', api.beginPayment(order.id, payment_id), BEGIN_REFUSALS);
+  if (answer.kind !== 'done') return null;
+  check(answer, {
+    'a payment that runs keeps the hold, and never longer than the sale lets it': ({ res, body }) => {
+      const until = Date.parse(body.expires_at);
+      return (
+        res.status === 200 && body.id === order.id && body.status === 'paying' && body.payment_id === payment_id &&
+        until >= Date.parse(order.expires_at) && until <= Date.parse(body.created_at) + 1000 * sale.max_hold_seconds
+      );
+    },
+  });
+  return answer.body;
+}
+
+/**
+ * Says that a payment succeeded. Each payment of an order once: what is said again is no step.
+ * `how`: `lines`, where it pays for a part; `early`, see `ask`; `told` gets the whole answer.
+ * Answers what came of it: `paid`, `reacquired` (paid after the deadline), `refund-due`, `refused`
+ * or `unknown`.
+ */
 export function confirm(order, payment_id, how = {}) {
-  const answer = ask('confirm', api.confirmOrder(order.id, payment_id), SETTLE_REFUSALS, how);
+  const answer = ask('confirm', api.confirmOrder(order.id, payment_id, how.lines), CONFIRM_REFUSALS, how);
   if (how.told) how.told(answer);
-  if (answer.kind !== 'done') return false;
+  if (answer.kind === 'done') return bought(order, payment_id, how, answer);
+  if (answer.kind === 'unknown') return 'unknown';
+  const refund = answer.body && answer.body.refund_id;
+  if (answer.kind === 'refused') {
+    check(answer, {
+      'a payment that buys nothing must be given back': ({ body }) =>
+        String(refund).startsWith('rfd_') && body.order.id === order.id,
+    });
+  }
+  if (!refund) return 'refused';
+  countFingerprint('refund', `${order.id} ${payment_id}`);
+  return 'refund-due';
+}
+
+/** The same, said by the payment provider. */
+export function confirmByWebhook(order, payment_id, how = {}) {
+  steps.add(1, { step: 'confirm', outcome: 'asked' });
+  const delivery = api.deliver(api.payment('succeeded', order.id, payment_id, how.lines));
+  const heard = settle('confirm', delivery, [], how.early || [], false);
+  if (heard.kind === 'unknown') return 'unknown';
+  if (heard.kind !== 'done') {
+    steps.add(1, { step: 'confirm', outcome: 'refused' });
+    return 'refused';
+  }
+  check(heard, { 'what the provider signed is 204, whatever comes of it': ({ res }) => res.status === 204 });
+  // What came of it the order says.
+  const seen = insist(api.getOrder(order.id));
+  if (how.told) how.told(seen);
+  if (seen.kind !== 'done') return 'unknown';
+  if (seen.body.payment_id === payment_id && ['confirmed', 'returned'].includes(seen.body.status)) {
+    steps.add(1, { step: 'confirm', outcome: 'done' });
+    return bought(order, payment_id, how, seen);
+  }
+  steps.add(1, { step: 'confirm', outcome: 'refund' });
+  countFingerprint('refund', `${order.id} ${payment_id}`);
+  return 'refund-due';
+}
+
+function bought(order, payment_id, { lines = order.lines }, answer) {
   check(answer, {
     'a confirmed order is the one that was held, and names its payment': ({ res, body }) =>
       res.status === 200 && body.id === order.id && body.status === 'confirmed' &&
-      body.payment_id === payment_id && body.confirmed_at !== null && sameLines(body.lines, order.lines),
+      body.payment_id === payment_id && sameLines(body.lines, lines),
+    'reacquired is what was paid after its deadline': ({ body }) =>
+      body.reacquired === (Date.parse(body.confirmed_at) >= Date.parse(body.expires_at)),
   });
-  countOrder('confirm', answer.body);
-  return true;
+  countBought(answer.body);
+  return answer.body.reacquired ? 'reacquired' : 'paid';
+}
+
+/** The provider says that the payment that runs has failed. True where the order is held again. */
+export function failByWebhook(order, payment_id) {
+  steps.add(1, { step: 'fail', outcome: 'asked' });
+  const heard = settle('fail', api.deliver(api.payment('failed', order.id, payment_id)), [], [], false);
+  const seen = heard.kind === 'done' ? insist(api.getOrder(order.id)) : heard;
+  // Of an order that has run out nobody can say which came first.
+  if (seen.kind !== 'done' || seen.body.status === 'expired') return false;
+  const held = seen.body.status === 'held' && seen.body.payment_id === null;
+  check(held, { 'a payment that fails ends itself, and not the hold': (ended) => ended });
+  steps.add(1, { step: 'fail', outcome: held ? 'done' : 'refused' });
+  return held;
+}
+
+/** `back`: `{key, lines, restock}`. Answers the order, or null where it was not taken back. */
+export function takeBack(order, back) {
+  const answer = ask('return', api.returnOrder(order.id, back), []);
+  if (answer.kind !== 'done') return null;
+  const left = without(order.lines, order.returned);
+  const lines = back.lines || left;
+  const rest = without(left, lines);
+  check(answer, {
+    'a return leaves what was not taken back': ({ res, body }) =>
+      res.status === 200 && body.id === order.id && sameLines(without(body.lines, body.returned), rest) &&
+      body.status === (rest.length === 0 ? 'returned' : 'confirmed'),
+  });
+  countReturned(order, lines, back.restock);
+  return answer.body;
+}
+
+/** Says that the payment was given back, as soon as the work list has it. */
+export function settleRefund(id) {
+  steps.add(1, { step: 'settle', outcome: 'asked' });
+  let answer = null;
+  waitFor(PATIENCE_MS / 1000, () => {
+    answer = insist(api.settleRefund(id));
+    return answer.kind === 'done';
+  });
+  if (answer.kind === 'done') steps.add(1, { step: 'settle', outcome: 'done' });
+  check(answer, {
+    'a refund that is due can be settled': ({ kind, body }) =>
+      kind === 'done' && body.id === id && body.status === 'settled' && body.settled_at !== null,
+  });
 }
 
 /** True where the order is cancelled now. */
 export function cancel(order, how = {}) {
-  const answer = ask('cancel', api.cancelOrder(order.id), SETTLE_REFUSALS, how);
+  const answer = ask('cancel', api.cancelOrder(order.id), CANCEL_REFUSALS, how);
   if (how.told) how.told(answer);
   return countCancel(answer, order);
 }
 
 /** The same by its key, as a caller does who never saw the order. */
 export function cancelWithKey(sale, asked, order) {
-  return countCancel(ask('cancel', api.cancelByKey(sale, asked), SETTLE_REFUSALS), order);
+  return countCancel(ask('cancel', api.cancelByKey(sale, asked), CANCEL_REFUSALS), order);
 }
 
 function countCancel(answer, order) {
@@ -196,16 +326,16 @@ function countCancel(answer, order) {
   return true;
 }
 
-/** Cancels an order that never was: the one that comes later with this key must be refused. */
+/** Cancels an order that never was: the one that comes later with this key must be refused. Answers it, or null. */
 export function layTombstone(sale, asked) {
   const answer = ask('tombstone', api.cancelByKey(sale, asked), []);
-  if (answer.kind !== 'done') return false;
+  if (answer.kind !== 'done') return null;
   check(answer, {
     'a tombstone is a cancelled order without lines': ({ res, body }) =>
       res.status === 200 && body.status === 'cancelled' && body.lines.length === 0,
   });
   countOrder('tombstone', answer.body);
-  return true;
+  return answer.body;
 }
 
 /** `change`: `{sku, key, delta, reason, …}`. */
@@ -239,4 +369,14 @@ function adjustBy(delta, sku, request) {
 export function sameLines(some, others) {
   const text = (lines) => lines.map(({ sku, quantity }) => `${sku} ${quantity}`).sort().join();
   return Array.isArray(some) && text(some) === text(others);
+}
+
+/** What is left of some lines without others. */
+export function without(lines, taken) {
+  return lines
+    .map(({ sku, quantity }) => ({
+      sku,
+      quantity: taken.filter((line) => line.sku === sku).reduce((left, line) => left - line.quantity, quantity),
+    }))
+    .filter(({ quantity }) => quantity !== 0);
 }

@@ -1,22 +1,25 @@
 // What a run asserts, and what it leaves for the books.
-import { FAULTS, STEPS } from './steps.js';
+import { FAULTS, FINGERPRINTS, OUTCOMES, STEPS } from './steps.js';
 
 const DIR = __ENV.HOLDFAST_LOAD_DIR;
 const ORDER = 'POST /v1/orders';
 // Codes to list one by one; whatever else comes is listed as `other`.
 const CODES = [
   'sold-out', 'purchase-limit', 'sale-paused', 'sale-closed', 'sale-not-open', 'order-cancelled',
-  'order-confirmed', 'order-expired', 'payment-too-late', 'already-paid', 'stock-in-use', 'overloaded',
+  'order-confirmed', 'order-returned', 'order-expired', 'payment-too-late', 'already-paid', 'stock-in-use', 'overloaded',
   'unavailable', 'lane-frozen', 'rate-limited', 'idempotency-key-reused',
 ];
 const LOST = ['no-answer', 'outcome-unknown', 'internal'];
-const MOVES = ['place', 'confirm', 'cancel', 'restock', 'write-off'];
+const MOVES = ['place', 'confirm', 'return', 'scrap', 'restock', 'write-off'];
 
 // k6 keeps a tagged part of a metric only where a threshold names it: one that always holds.
 const KEPT = { counter: ['count>=0'], trend: ['max>=0'] };
 
-/** The `options` of a scenario on these SKUs. Correctness decides, never time. */
-export function loadOptions(skus, scenarios) {
+/**
+ * The `options` of a scenario on these SKUs. Correctness decides, never time. `fates`, where buyers
+ * have some: name → what may become of such a buyer → how often it must, as a threshold.
+ */
+export function loadOptions(skus, scenarios, fates = {}) {
   const thresholds = {
     checks: ['rate==1'],
     unexpected: ['count==0'],
@@ -26,8 +29,13 @@ export function loadOptions(skus, scenarios) {
   // Without faults nothing may be left unanswered; what a drill breaks is for the books to judge.
   if (!FAULTS) thresholds.lost = ['count==0'];
   for (const step of STEPS) {
-    for (const outcome of ['asked', 'done', 'refused']) thresholds[stepsOf(step, outcome)] = KEPT.counter;
-    for (const half of ['first', 'second']) thresholds[fingerprintOf(step, half)] = KEPT.counter;
+    for (const outcome of OUTCOMES) thresholds[stepsOf(step, outcome)] = KEPT.counter;
+  }
+  for (const of of FINGERPRINTS) {
+    for (const half of ['first', 'second']) thresholds[fingerprintOf(of, half)] = KEPT.counter;
+  }
+  for (const [fate, ends] of Object.entries(fates)) {
+    for (const [end, wanted] of Object.entries(ends)) thresholds[fateOf(fate, end)] = [wanted];
   }
   for (const step of MOVES) for (const sku of skus) thresholds[unitsOf(step, sku)] = KEPT.counter;
   for (const code of CODES) thresholds[`refusals{code:${code}}`] = KEPT.counter;
@@ -43,7 +51,9 @@ export function loadOptions(skus, scenarios) {
 
 const stepsOf = (step, outcome) => `steps{step:${step},outcome:${outcome}}`;
 const unitsOf = (step, sku) => `units{step:${step},sku:${sku}}`;
-const fingerprintOf = (step, half) => `fingerprints{step:${step},half:${half}}`;
+const fingerprintOf = (of, half) => `fingerprints{of:${of},half:${half}}`;
+const fateOf = (fate, end) => `fates{fate:${fate},end:${end}}`;
+const FATE = /^fates\{fate:(.+),end:(.+)\}$/;
 
 /** Every scenario exports this: `summary.json` for the books, and a few lines for a person. */
 export function handleSummary(data) {
@@ -69,10 +79,11 @@ function summarise({ metrics, setup_data, state, root_group }) {
     seconds: state.testRunDurationMs / 1000,
     steps: Object.fromEntries(
       STEPS.map((step) => {
-        const [asked, done, refused] = ['asked', 'done', 'refused'].map((outcome) => count(stepsOf(step, outcome)));
-        return [step, { asked, done, refused, unknown: asked - done - refused }];
+        const [asked, done, refund, refused] = OUTCOMES.map((outcome) => count(stepsOf(step, outcome)));
+        return [step, { asked, done, refund, refused, unknown: asked - done - refund - refused }];
       }),
     ),
+    fates: fatesIn(metrics),
     units: Object.fromEntries(
       (sale ? sale.skus : []).map(({ sku }) => [
         sku,
@@ -80,19 +91,30 @@ function summarise({ metrics, setup_data, state, root_group }) {
       ]),
     ),
     fingerprints: Object.fromEntries(
-      STEPS.map((step) => [step, ['first', 'second'].map((half) => count(fingerprintOf(step, half)))]),
+      FINGERPRINTS.map((of) => [of, ['first', 'second'].map((half) => count(fingerprintOf(of, half)))]),
     ),
     refusals: byCode('refusals', CODES),
     lost: byCode('lost', LOST),
     unexpected: count('unexpected'),
     checks: { passed: checks.passes, failed: checks.fails, which: failedChecks(root_group) },
     dropped_iterations: count('dropped_iterations'),
-    requests: count('http_reqs'),
-    orders: { requests: count(`http_reqs{name:${ORDER}}`), ms: trend(`http_req_duration{name:${ORDER}}`) },
+    requests: { sent: count('http_reqs'), ms: trend('http_req_duration') },
+    orders: { sent: count(`http_reqs{name:${ORDER}}`), ms: trend(`http_req_duration{name:${ORDER}}`) },
     thresholds_failed: Object.entries(metrics).flatMap(([name, { thresholds }]) =>
       Object.entries(thresholds || {}).filter(([, { ok }]) => !ok).map(([rule]) => `${name} ${rule}`),
     ),
   };
+}
+
+/** What became of buyers: fate → end → how many. */
+function fatesIn(metrics) {
+  const fates = {};
+  for (const [name, { values }] of Object.entries(metrics)) {
+    const [, fate, end] = FATE.exec(name) || [];
+    if (fate === undefined || values.count === 0) continue;
+    fates[fate] = { ...fates[fate], [end]: values.count };
+  }
+  return fates;
 }
 
 function failedChecks({ checks, groups }) {
@@ -101,18 +123,24 @@ function failedChecks({ checks, groups }) {
 }
 
 function tell(summary) {
-  const { scenario, sale, seconds, steps, refusals, lost, checks, orders, thresholds_failed } = summary;
+  const { scenario, sale, seconds, steps, refusals, lost, checks, requests, orders, thresholds_failed } = summary;
   if (sale === null) return 'The sale could not be set up: nothing was pressed on.\n';
   const list = (counts) => Object.entries(counts).map(([code, n]) => `${n} ${code}`).join(', ') || 'none';
-  const ms = (name) => (orders.ms[name] === undefined ? '-' : `${orders.ms[name].toFixed(1)} ms`);
+  const times = ({ sent, ms }) =>
+    [`${sent} requests`, ...[['p50', 'med'], ['p95', 'p(95)'], ['p99', 'p(99)'], ['max', 'max']].map(
+      ([name, key]) => `${name} ${ms[key] === undefined ? '-' : `${ms[key].toFixed(1)} ms`}`,
+    )].join(', ');
   const lines = [
-    `${scenario} on sale ${sale.id}: ${summary.requests} requests in ${seconds.toFixed(1)} s` +
+    `${scenario} on sale ${sale.id}: ${seconds.toFixed(1)} s` +
       (summary.dropped_iterations > 0 ? `, ${summary.dropped_iterations} iterations not started for want of VUs` : ''),
-    `  orders    ${orders.requests} requests, p50 ${ms('med')}, p95 ${ms('p(95)')}, p99 ${ms('p(99)')}, max ${ms('max')}`,
+    `  all       ${times(requests)}`,
+    `  orders    ${times(orders)}`,
     ...STEPS.filter((step) => steps[step].asked > 0).map((step) => {
-      const { asked, done, refused, unknown } = steps[step];
-      return `  ${step.padEnd(9)} ${asked} asked: ${done} done, ${refused} refused, ${unknown} unknown`;
+      const { asked, done, refund, refused, unknown } = steps[step];
+      const due = step === 'confirm' ? `, ${refund} refunds due` : '';
+      return `  ${step.padEnd(9)} ${asked} asked: ${done} done${due}, ${refused} refused, ${unknown} unknown`;
     }),
+    ...Object.entries(summary.fates).map(([fate, ends]) => `  ${fate.padEnd(26)} ${list(ends)}`),
     `  refusals  ${list(refusals)}`,
     `  lost      ${list(lost)} (asked again until it was told)`,
     `  checks    ${checks.passed} passed, ${checks.failed} failed; ${summary.unexpected} unexpected answers`,

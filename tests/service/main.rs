@@ -4,3 +4,4 @@ mod faults;
 mod operation;
 mod selling;
 mod support;
+mod webhooks;

@@ -148,6 +148,11 @@ impl Deployment {
         deployment
     }
 
+    /// For the services that start from now on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.settings.push((name.into(), value.into()));
+    }
+
     pub fn create_key(&self, name: &str, scope: &str) -> String {
         self.run(&["keys", "create", "--name", name, "--scope", scope]).trim().to_owned()
     }
