@@ -80,5 +80,6 @@ fn line(letter: &StoredLetter) -> String {
     let status = letter.status.as_str();
     let blocks = if letter.blocks_lane { "blocks its lane" } else { "-" };
     // One line each, whatever the record made the detail say.
-    format!("{id}\t{created_at}\t{status}\t{place}\t{blocks}\t{reason}\t{}", detail.escape_debug())
+    let detail = detail.replace(char::is_control, " ");
+    format!("{id}\t{created_at}\t{status}\t{place}\t{blocks}\t{reason}\t{detail}")
 }
