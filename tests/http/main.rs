@@ -4,6 +4,7 @@
 mod adjustments;
 mod archive;
 mod checks;
+mod dead_letters;
 mod health;
 mod history;
 mod life;

@@ -102,6 +102,20 @@ async fn what_is_parked_is_applied_in_batches_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_is_written_in_large_batches_and_never_beyond_their_bound() {
+    let stack = Stack::new("backlog").await;
+    let mut lane = stack.lane("s", 0).await;
+    let events = lane.story(1_500);
+    stack.send(&lane, &events).await;
+    let writer = stack.writer_with(holdfast::writer::Options { batch_max: 500, ..stack.options() });
+    stack.until_recorded(&lane, lane.seq).await;
+    let batches = writer.stop().await;
+    let batches = metric(&batches, "holdfast_writer_batches_total");
+    println!("{batches} batches of {} events", events.len());
+    assert!((events.len() as f64 / 500.0..50.0).contains(&batches));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn repeats_change_nothing() {
     let stack = Stack::new("repeats").await;
     let mut lane = stack.lane("s", 0).await;
