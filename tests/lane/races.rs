@@ -145,6 +145,10 @@ impl Race {
         let id = reserve.id.clone();
         let hold_seconds = HOLD_SECONDS.choose(&mut self.rng).copied();
         self.ask(vec![(0, Command::Reserve(Reserve { hold_seconds, ..reserve }))]).await;
+        // On a busy machine others may have taken its units by now.
+        if !matches!(self.said[0].outcome, Outcome::Reserved(Reserved::Held(_))) {
+            return self.said;
+        }
         if self.rng.random_bool(0.5) {
             let at = Utc::now().timestamp_millis() + self.rng.random_range(0..1_000);
             let payment = self.payment();
