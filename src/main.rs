@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use holdfast::app::{self, Role};
 use holdfast::config::Config;
 use holdfast::domain::names::KeyName;
-use holdfast::ledger::Scope;
+use holdfast::ledger::{LetterStatus, Scope};
 
 /// Inventory deduction for flash sales: holds stock atomically, records every event, never sells
 /// a unit twice.
@@ -37,6 +37,9 @@ enum Command {
     /// Sales.
     #[command(subcommand)]
     Sale(Sale),
+    /// Records that could not be applied.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
     /// Print the effective configuration, secrets hidden.
     Config,
 }
@@ -59,6 +62,40 @@ enum Keys {
         /// Its id or its name.
         key: String,
     },
+}
+
+#[derive(Subcommand)]
+enum DeadLetters {
+    /// List them, newest first: id, time, status, place (sale/lane/epoch-seq), whether its lane
+    /// waits for it, reason, detail.
+    List {
+        /// open, retried or discarded; else all.
+        #[arg(long, value_parser = status)]
+        status: Option<LetterStatus>,
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+    },
+    /// Print one, its record whole, as JSON.
+    Show { id: i64 },
+    /// Apply them, in this order, and what was parked behind each. Safe beside running writers.
+    Retry {
+        #[arg(required = true)]
+        ids: Vec<i64>,
+        /// Goes into the row.
+        #[arg(long)]
+        note: Option<String>,
+    },
+    /// Say that it need not be applied; refused while its lane waits for it.
+    Discard {
+        id: i64,
+        /// Goes into the row.
+        #[arg(long)]
+        note: Option<String>,
+    },
+}
+
+fn status(word: &str) -> Result<LetterStatus, String> {
+    LetterStatus::from_word(word).ok_or_else(|| "open, retried or discarded".to_owned())
 }
 
 #[derive(Subcommand)]
@@ -91,6 +128,18 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Keys(Keys::List) => app::keys::list(&config).await,
             Command::Keys(Keys::Revoke { key }) => app::keys::revoke(&config, &key).await,
             Command::Sale(Sale::Apply { file }) => app::apply_sale(&config, &file).await,
+            Command::DeadLetters(DeadLetters::List { status, limit }) => {
+                app::dead_letters::list(&config, status, limit).await
+            }
+            Command::DeadLetters(DeadLetters::Show { id }) => {
+                app::dead_letters::show(&config, id).await
+            }
+            Command::DeadLetters(DeadLetters::Retry { ids, note }) => {
+                app::dead_letters::retry(&config, &ids, note).await
+            }
+            Command::DeadLetters(DeadLetters::Discard { id, note }) => {
+                app::dead_letters::discard(&config, id, note).await
+            }
             Command::Config => {
                 print!("{}", config.to_redacted_toml());
                 Ok(())

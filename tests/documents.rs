@@ -1,7 +1,11 @@
 //! Documents that must say what the code says.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+
+use holdfast::domain::event::Step;
+use holdfast::domain::order::Status;
 
 fn text(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -36,4 +40,30 @@ fn the_readme_names_files_that_exist() {
     for file in files {
         text(file);
     }
+}
+
+#[test]
+fn the_diagram_of_an_orders_life_shows_each_step_and_no_other() {
+    let steps = [
+        ("held", Step::Held),
+        ("payment_begun", Step::PaymentBegun),
+        ("payment_failed", Step::PaymentFailed),
+        ("confirmed", Step::Confirmed { released: Vec::new() }),
+        ("cancelled", Step::Cancelled),
+        ("expired", Step::Expired),
+        ("returned", Step::Returned { lines: Vec::new(), restock: true }),
+    ];
+    let mut possible = BTreeSet::new();
+    for from in [None].into_iter().chain(Status::ALL.map(Some)) {
+        for (event, step) in &steps {
+            for to in [false, true].into_iter().filter_map(|all_back| step.leads(from, all_back)) {
+                let from = from.map_or("[*]", Status::as_str);
+                possible.insert(format!("{from} --> {}: {event}", to.as_str()));
+            }
+        }
+    }
+    let document = text("docs/orders.md");
+    let arrows = document.lines().map(str::trim).filter(|line| line.contains(" --> "));
+    let drawn: BTreeSet<_> = arrows.map(str::to_owned).collect();
+    assert_eq!(drawn, possible);
 }

@@ -16,7 +16,7 @@ const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("writer", &["bus", "config", "domain", "ledger"]),
     ("sweeper", &["config", "domain", "lanes", "ledger"]),
     ("admission", &["config", "domain", "ledger"]),
-    ("http", &["admission", "config", "domain", "lanes", "ledger", "telemetry"]),
+    ("http", &["admission", "config", "domain", "lanes", "ledger", "telemetry", "writer"]),
     (
         "app",
         &[

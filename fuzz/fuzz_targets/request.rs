@@ -8,7 +8,7 @@ use holdfast::domain::ids::{AdjustmentId, OrderId};
 use holdfast::domain::order::{LINES_MAX, QUANTITY_MAX};
 use holdfast::domain::sale::Definition;
 use holdfast::domain::stock::{TOTAL_MAX, TotalChange};
-use holdfast::http::{AdjustStock, UndoAdjustment};
+use holdfast::http::{AdjustStock, ResolveDeadLetter, UndoAdjustment};
 use holdfast::http::extract::{self, IDEMPOTENCY_KEY, decode, idempotency_key};
 use holdfast::http::orders::{CancelByKey, CancelOrder, ConfirmOrder, ListOrders, PlaceOrder};
 use libfuzzer_sys::fuzz_target;
@@ -55,7 +55,7 @@ fn adjust(bytes: &[u8]) {
             TotalChange::To(total) => assert!((0..=TOTAL_MAX).contains(&total)),
         }
     }
-    drop(decode::<UndoAdjustment>(bytes));
+    drop((decode::<UndoAdjustment>(bytes), decode::<ResolveDeadLetter>(bytes)));
 }
 
 /// An id that is read is written as it was.

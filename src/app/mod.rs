@@ -4,6 +4,7 @@
 //! long as it takes. End, at SIGTERM: stop accepting and answer what is in flight; send what is
 //! queued for lanes; let the relay wait for its deliveries; let the writer commit its batch.
 
+pub mod dead_letters;
 pub mod keys;
 mod monitor;
 
@@ -37,6 +38,8 @@ use crate::telemetry::health::{Condition, Health, Part};
 use crate::telemetry::log;
 use crate::writer::{Writer, WriterMetrics};
 
+/// Who is named as the one who did what was asked for on the command line.
+const COMMAND_LINE: &str = "command-line";
 /// How long an unreachable server is left alone before it is tried again: at first, and at most,
 /// after doubling.
 const RETRY_MIN: Duration = Duration::from_millis(250);
@@ -96,7 +99,7 @@ pub async fn apply_sale(config: &Config, file: &Path) -> anyhow::Result<()> {
         anyhow!("{}", errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     })?;
     let mut service = Service::new(config.clone(), &[])?;
-    let actor: KeyName = "command-line".parse()?;
+    let actor: KeyName = COMMAND_LINE.parse()?;
     let applied = service.api().define(sale.id.clone(), definition, actor).await;
     let applied = applied.map_err(|problem| anyhow!("{problem}"))?;
     let what = if applied.created { "defined" } else { "applied" };

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use rdkafka::consumer::{
 };
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
-use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -29,6 +30,8 @@ const WAIT_MAX: Duration = Duration::from_millis(500);
 /// Seeking is only begun: what was fetched from the old place is dropped by then, and a partition
 /// that was taken meanwhile is nobody's to wait for.
 const SEEK_TIMEOUT: Duration = Duration::ZERO;
+/// How long Kafka may take to say how far the group is behind.
+const LAG_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A record as it came from Kafka.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,36 +102,17 @@ impl ConsumerMetrics {
 }
 
 struct Context {
-    topic: String,
     metrics: ConsumerMetrics,
 }
 
-impl ClientContext for Context {
-    /// librdkafka says every few seconds how far each partition is behind.
-    fn stats(&self, statistics: Statistics) {
-        let Some(topic) = statistics.topics.get(&self.topic) else { return };
-        for (&partition, state) in &topic.partitions {
-            // -1 is librdkafka's own pseudo partition, and a lag that is not known.
-            if partition >= 0 && state.consumer_lag >= 0 {
-                let label = PartitionLabel { partition };
-                self.metrics.lag.get_or_create(&label).set(state.consumer_lag);
-            }
-        }
-    }
-}
+impl ClientContext for Context {}
 
 impl ConsumerContext for Context {
     /// Nothing has to be handed over when partitions are taken: what is in hand can still be
     /// written, for the lane's mark in the database is the fence, and whoever reads the same
     /// records again finds them repeats.
-    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, _rebalance: &Rebalance<'_>) {
         self.metrics.rebalances.inc();
-        if let Rebalance::Revoke(taken) = rebalance {
-            for element in taken.elements() {
-                let label = PartitionLabel { partition: element.partition() };
-                self.metrics.lag.remove(&label);
-            }
-        }
         if let Ok(assigned) = consumer.assignment() {
             self.metrics.assigned.set(i64::try_from(assigned.count()).unwrap_or(i64::MAX));
         }
@@ -142,9 +126,10 @@ impl ConsumerContext for Context {
     }
 }
 
-/// A member of the group.
+/// A member of the group; clones are the same member.
+#[derive(Clone)]
 pub struct Consumer {
-    inner: StreamConsumer<Context>,
+    inner: Arc<StreamConsumer<Context>>,
     topic: String,
 }
 
@@ -164,7 +149,6 @@ impl Consumer {
             ("queued.max.messages.kbytes", "16384"),
             ("fetch.message.max.bytes", "1048576"),
             ("fetch.wait.max.ms", "100"),
-            ("statistics.interval.ms", "5000"),
             ("socket.keepalive.enable", "true"),
         ];
         let mut settings = client(config, &ours)?;
@@ -173,11 +157,11 @@ impl Consumer {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "earliest");
-        let context = Context { topic: config.topic.clone(), metrics };
+        let context = Context { metrics };
         let inner: StreamConsumer<Context> =
             settings.create_with_context(context).map_err(BusError::Broken)?;
         inner.subscribe(&[&config.topic]).map_err(BusError::Broken)?;
-        Ok(Self { inner, topic: config.topic.clone() })
+        Ok(Self { inner: Arc::new(inner), topic: config.topic.clone() })
     }
 
     /// Waits for a record, then gathers more until there are `count` or the first is `age` old.
@@ -233,6 +217,42 @@ impl Consumer {
         Ok(assigned.elements().iter().map(|element| element.partition()).collect())
     }
 
+    /// Asks Kafka how many records there are behind what the group has committed, of the partitions
+    /// that this member reads. librdkafka's own statistics would not do: they stand still while no
+    /// record is asked for, as while the database is away.
+    pub async fn lag_records(&self) -> Result<u64, BusError> {
+        let consumer = self.clone();
+        let asked = tokio::task::spawn_blocking(move || consumer.ask_lag()).await;
+        asked.map_err(|_| BusError::Unavailable(KafkaError::Canceled))?
+    }
+
+    fn ask_lag(&self) -> Result<u64, BusError> {
+        let assigned = self.assigned()?;
+        let mut lags = BTreeMap::new();
+        if !assigned.is_empty() {
+            let mut asked = TopicPartitionList::with_capacity(assigned.len());
+            for &partition in &assigned {
+                asked
+                    .add_partition_offset(&self.topic, partition, Offset::End)
+                    .map_err(BusError::Broken)?;
+            }
+            let committed = self.inner.committed_offsets(asked.clone(), LAG_TIMEOUT);
+            let committed = offsets(&committed.map_err(classify)?);
+            let ends = self.inner.offsets_for_times(asked, LAG_TIMEOUT).map_err(classify)?;
+            for (partition, end) in offsets(&ends) {
+                // A partition of which nothing was ever committed is read from its beginning.
+                let next = committed.get(&partition).copied().unwrap_or(0);
+                lags.insert(partition, (end - next).max(0));
+            }
+        }
+        let metrics = &self.inner.context().metrics;
+        metrics.lag.clear();
+        for (&partition, &lag) in &lags {
+            metrics.lag.get_or_create(&PartitionLabel { partition }).set(lag);
+        }
+        Ok(lags.values().map(|lag| lag.unsigned_abs()).sum())
+    }
+
     /// Commits, per partition, the offset to read next; answered in the background.
     pub fn commit(&self, next: &BTreeMap<i32, i64>) -> Result<(), BusError> {
         self.commit_with(next, CommitMode::Async)
@@ -276,4 +296,13 @@ impl Consumer {
         list.add_partition(&self.topic, partition);
         list
     }
+}
+
+/// By partition, the offsets that are known.
+fn offsets(list: &TopicPartitionList) -> BTreeMap<i32, i64> {
+    let known = |element: TopicPartitionListElem<'_>| match element.offset() {
+        Offset::Offset(offset) => Some((element.partition(), offset)),
+        _ => None,
+    };
+    list.elements().into_iter().filter_map(known).collect()
 }

@@ -245,6 +245,12 @@ fn decode_at(headers: &Headers<'_>, at: &Position, payload: &[u8]) -> Result<Eve
     if body.kind() != kind {
         return Err(format!("says {kind} but is {}", body.kind()));
     }
+    if let Body::Order(step) = &body
+        && !step.is_possible()
+    {
+        let from = step.from.map_or("nothing", Status::as_str);
+        return Err(format!("{kind} cannot lead from {from} to {}", step.order.status.as_str()));
+    }
     if body.changes() != changes {
         return Err("its changes do not follow from it".to_owned());
     }
@@ -378,10 +384,9 @@ mod tests {
 
     fn order(lane: LaneId, seq: u64) -> impl Strategy<Value = Order> {
         let lines = prop::collection::vec(("[a-zA-Z0-9._-]{1,64}", 1..=1000u32), 0..=8);
-        let status = prop::sample::select(Status::ALL.to_vec());
         let payment = prop::option::of("[!-~]{1,255}");
-        ("[!-~]{1,128}", status, lines, payment, time(), time(), prop::option::of(time())).prop_map(
-            move |(buyer, status, lines, payment, created_at, expires_at, confirmed_at)| {
+        ("[!-~]{1,128}", lines, payment, time(), time(), prop::option::of(time())).prop_map(
+            move |(buyer, lines, payment, created_at, expires_at, confirmed_at)| {
                 let secret = IdSecret::new(1, &[7; 32]);
                 let buyer_id = buyer.parse().unwrap();
                 let key = secret.order_key(&lane.sale, &buyer_id, &"k".parse().unwrap());
@@ -392,7 +397,7 @@ mod tests {
                 Order {
                     id: secret.order_id(&lane, key),
                     buyer_id: Some(buyer_id),
-                    status,
+                    status: Status::Held,
                     returned: lines.iter().take(1).cloned().map(line).collect(),
                     lines: lines.into_iter().map(line).collect(),
                     payment_id: payment.map(|p| p.parse().unwrap()),
@@ -406,15 +411,18 @@ mod tests {
         )
     }
 
+    /// Any step that may follow some status.
     fn order_step(lane: LaneId, seq: u64) -> impl Strategy<Value = Body> {
         let from = prop::option::of(prop::sample::select(Status::ALL.to_vec()));
         let cause = prop::sample::select(vec![Cause::Caller, Cause::Webhook, Cause::Sweeper]);
         let reason = prop::option::of("\\PC{1,50}");
         let kind = (0..8u8, any::<bool>());
-        (order(lane, seq), kind, from, cause, reason).prop_map(
-            |(order, (kind, restock), from, cause, reason)| {
+        (order(lane, seq), kind, from, cause, reason).prop_filter_map(
+            "a step that cannot follow",
+            |(mut order, (kind, restock), from, cause, reason)| {
                 let step = step(&order, kind, restock);
-                Body::Order(OrderStep { order, step, from, cause, reason })
+                order.status = step.leads(from, order.returned == order.lines)?;
+                Some(Body::Order(OrderStep { order, step, from, cause, reason }))
             },
         )
     }
@@ -553,6 +561,26 @@ mod tests {
         assert_eq!(error.position.unwrap().seq, 9);
         let error = decode([], b"{}").unwrap_err();
         assert_eq!((error.detail.as_str(), error.position), ("ce_saleid is missing", None));
+    }
+
+    #[test]
+    fn a_step_that_cannot_follow_is_no_event() {
+        for (status, from, detail) in [
+            ("paying", "cancelled", "cannot lead from cancelled to paying"),
+            ("held", "held", "cannot lead from held to held"),
+        ] {
+            let (headers, body) = documented()
+                .into_iter()
+                .find(|(headers, _)| {
+                    headers.contains(&("ce_type", b"holdfast.order.payment_begun"))
+                })
+                .unwrap();
+            let mut body: serde_json::Value = serde_json::from_slice(body).unwrap();
+            (body["order"]["status"], body["from"]) = (status.into(), from.into());
+            let error = decode(headers, body.to_string().as_bytes()).unwrap_err();
+            assert!(error.detail.contains(detail), "{error}");
+            assert!(error.position.is_some());
+        }
     }
 
     #[test]

@@ -158,6 +158,7 @@ pub struct Writer {
     pub batch_max: usize,
     pub batch_age_ms: u64,
     pub parked_max: usize,
+    pub dead_letters_kept_days: u32,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -268,6 +269,7 @@ impl Config {
         range("writer.batch_max", writer.batch_max, 1, 10_000)?;
         range("writer.batch_age_ms", writer.batch_age_ms, 1, 10_000)?;
         range("writer.parked_max", writer.parked_max, 1, 10_000_000)?;
+        range("writer.dead_letters_kept_days", writer.dead_letters_kept_days, 1, 3_650)?;
         range("sweeper.batch_max", self.sweeper.batch_max, 1, 256)?;
         range("sweeper.archive_check_ms", self.sweeper.archive_check_ms, 100, 3_600_000)?;
         Ok(())

@@ -3,6 +3,7 @@
 pub mod event;
 pub mod history;
 pub mod ids;
+pub mod life;
 pub mod names;
 pub mod order;
 pub mod sale;

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment, Track};
 
 use super::Api;
+use super::dead_letters::dead_letter_not_found;
 use super::problem::{Code, FieldError, Problem};
 use super::refunds::refund_not_found;
 use super::strict::Strict;
@@ -309,6 +310,11 @@ impl PathNames {
     /// A refund's id that has the form of one.
     pub fn refund_id(&self) -> Result<RefundId, Problem> {
         self.get("refund_id").and_then(Result::ok).ok_or_else(refund_not_found)
+    }
+
+    /// A dead letter's id that has the form of one.
+    pub fn dead_letter_id(&self) -> Result<i64, Problem> {
+        self.get("dead_letter_id").and_then(Result::ok).ok_or_else(dead_letter_not_found)
     }
 
     /// An adjustment's id that has the form of one.

@@ -9,6 +9,7 @@ mod adjustments;
 mod auth;
 mod context;
 mod cursor;
+mod dead_letters;
 mod etag;
 pub mod extract;
 mod health;
@@ -37,6 +38,7 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 
 pub use self::adjustments::{AdjustStock, UndoAdjustment};
+pub use self::dead_letters::{DeadLetterView, ResolveDeadLetter};
 pub use self::metrics::Metrics;
 pub use self::openapi::document;
 use self::problem::Problem;

@@ -11,7 +11,9 @@ use utoipa::{Modify, OpenApi as _, ToSchema};
 
 use super::auth::Anybody;
 use super::problem::{CONTENT_TYPE_PROBLEM, Code, FieldError};
-use super::{adjustments, health, json, orders, refunds, sales, stock, views, webhook};
+use super::{
+    adjustments, dead_letters, health, json, orders, refunds, sales, stock, views, webhook,
+};
 use crate::domain::ids::RefundId;
 
 /// An error, RFC 9457. Further members say what a caller needs to act.
@@ -31,6 +33,8 @@ struct Problem {
     order: Option<orders::OrderView>,
     /// Of a payment that must be given back.
     refund_id: Option<RefundId>,
+    /// Of those about a dead letter.
+    dead_letter: Option<dead_letters::DeadLetterView>,
     /// Of `rate-limited`.
     retry_after_ms: Option<u64>,
 }
@@ -45,11 +49,12 @@ struct Problem {
         sales::define, sales::definition, sales::pause, sales::resume, sales::close,
         views::show, views::list,
         stock::show, adjustments::adjust, adjustments::list, adjustments::undo,
+        dead_letters::list, dead_letters::show, dead_letters::retry, dead_letters::discard,
         health::livez, health::readyz, show,
     ),
     components(schemas(Problem, Code, FieldError, webhook::PaymentData)),
     modifiers(&Key, &Errors),
-    tags((name = "orders"), (name = "payments"), (name = "refunds"), (name = "sales"), (name = "stock"), (name = "health")),
+    tags((name = "orders"), (name = "payments"), (name = "refunds"), (name = "sales"), (name = "stock"), (name = "dead letters"), (name = "health")),
 )]
 struct Document;
 

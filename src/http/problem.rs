@@ -59,6 +59,7 @@ codes! {
     OrderNotFound "order-not-found" NOT_FOUND "There is no such order";
     RefundNotFound "refund-not-found" NOT_FOUND "There is no such refund";
     AdjustmentNotFound "adjustment-not-found" NOT_FOUND "There is no such adjustment";
+    DeadLetterNotFound "dead-letter-not-found" NOT_FOUND "There is no such dead letter";
     MethodNotAllowed "method-not-allowed" METHOD_NOT_ALLOWED "The path does not take this method";
     RequestTimeout "request-timeout" REQUEST_TIMEOUT "The request did not arrive in time";
     SaleClosed "sale-closed" CONFLICT "The sale is closed";
@@ -78,6 +79,9 @@ codes! {
     SaleInUse "sale-in-use" CONFLICT "The sale has orders or adjustments";
     StockInUse "stock-in-use" CONFLICT "More is held or sold than would be left";
     AlreadyUndone "already-undone" CONFLICT "The adjustment is undone already";
+    DeadLetterNotApplicable "dead-letter-not-applicable" CONFLICT "The dead letter still cannot be applied";
+    DeadLetterResolved "dead-letter-resolved" CONFLICT "The dead letter is resolved otherwise";
+    DiscardNeedsRebuild "discard-needs-rebuild" CONFLICT "The dead letter's lane waits for it";
     PreconditionFailed "precondition-failed" PRECONDITION_FAILED "If-Match names another version";
     PreconditionRequired "precondition-required" PRECONDITION_REQUIRED "If-Match is needed";
     BodyTooLarge "body-too-large" PAYLOAD_TOO_LARGE "The body is too large";

@@ -16,7 +16,8 @@ use prometheus_client::registry::Registry;
 
 use super::problem::{Code, Problem};
 use super::{
-    Api, adjustments, context, health, openapi, orders, refunds, sales, stock, views, webhook,
+    Api, adjustments, context, dead_letters, health, openapi, orders, refunds, sales, stock, views,
+    webhook,
 };
 use crate::telemetry::health::Health;
 
@@ -46,6 +47,10 @@ pub(super) fn routes() -> Routes {
         .post("/v1/sales/{sale_id}/stock/{sku}/adjustments", adjustments::adjust)
         .get("/v1/sales/{sale_id}/adjustments", adjustments::list)
         .post("/v1/adjustments/{adjustment_id}/undo", adjustments::undo)
+        .get("/v1/dead-letters", dead_letters::list)
+        .get("/v1/dead-letters/{dead_letter_id}", dead_letters::show)
+        .post("/v1/dead-letters/{dead_letter_id}/retry", dead_letters::retry)
+        .post("/v1/dead-letters/{dead_letter_id}/discard", dead_letters::discard)
         .get("/livez", health::livez)
         .get("/readyz", health::readyz)
         .get("/openapi.json", openapi::show)

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use super::dead_letters::{DeadLetter, bury};
+use super::dead_letters::{DeadLetter, Deed, bury, close_retried};
 use super::lanes::columns;
 use super::parked::{Parked, ParkedKey, park, unpark};
 use super::refunds::insert_refund;
@@ -63,7 +63,8 @@ pub struct Applied {
 /// Why a batch was rolled back, whole.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// Another writer moved a mark, or an epoch was taken: read the marks anew and decide again.
+    /// Another writer moved a mark, an epoch was taken, or a dead letter resolved: read anew and
+    /// decide again.
     #[error("a lane's mark is not where it was read")]
     MarkMoved,
     /// The database refuses what some event says.
@@ -92,28 +93,49 @@ impl Ledger {
     /// Writes a batch, all of it or nothing.
     pub async fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
         let mut transaction = self.pool.begin().await?;
-        let connection = &mut *transaction;
-        move_marks(connection, &batch.moves).await?;
-        let mut rows = 0;
-        if !batch.events.is_empty() {
-            rows += upsert_orders(connection, &batch.events).await?;
-            rows += append_ledger(connection, &batch.events).await?;
-            rows += insert_adjustments(connection, &batch.events).await?;
-            rows += insert_refunds(connection, &batch.events).await?;
-            add_to_counters(connection, &batch.events).await?;
-            record_sale_steps(connection, &batch.events).await?;
-        }
-        let parked = park(connection, &batch.park).await?;
-        if !batch.unpark.is_empty() {
-            unpark(connection, &batch.unpark).await?;
-        }
-        let dead = bury(connection, &batch.dead).await?;
-        // Asked under the marks' locks, by a statement of its own: another writer may have parked
-        // since the marks were read.
-        let ready = has_ready(connection, &batch.moves).await?;
+        let applied = write(&mut transaction, batch).await?;
         transaction.commit().await?;
-        Ok(Applied { rows, parked, dead, ready })
+        Ok(applied)
     }
+
+    /// Writes what an open dead letter says (an empty batch: that is recorded already) and closes
+    /// the letter, both or neither.
+    pub async fn apply_dead_letter(
+        &self,
+        batch: &Batch,
+        id: i64,
+        deed: &Deed,
+    ) -> Result<Applied, ApplyError> {
+        let mut transaction = self.pool.begin().await?;
+        let applied = write(&mut transaction, batch).await?;
+        if !close_retried(&mut transaction, id, deed).await? {
+            return Err(ApplyError::MarkMoved);
+        }
+        transaction.commit().await?;
+        Ok(applied)
+    }
+}
+
+async fn write(connection: &mut PgConnection, batch: &Batch) -> Result<Applied, ApplyError> {
+    move_marks(connection, &batch.moves).await?;
+    let mut rows = 0;
+    if !batch.events.is_empty() {
+        rows += upsert_orders(connection, &batch.events).await?;
+        rows += append_ledger(connection, &batch.events).await?;
+        rows += insert_adjustments(connection, &batch.events).await?;
+        rows += insert_refunds(connection, &batch.events).await?;
+        add_to_counters(connection, &batch.events).await?;
+        record_sale_steps(connection, &batch.events).await?;
+    }
+    let parked = park(connection, &batch.park).await?;
+    if !batch.unpark.is_empty() {
+        unpark(connection, &batch.unpark).await?;
+    }
+    let dead = bury(connection, &batch.dead).await?;
+    // Asked under the marks' locks, by a statement of its own: another writer may have parked
+    // since the marks were read.
+    let ready = has_ready(connection, &batch.moves).await?;
+    Ok(Applied { rows, parked, dead, ready })
 }
 
 /// Locks the marks in order of their key, so that writers with common lanes cannot deadlock, and

@@ -30,7 +30,7 @@ use crate::config::{Database, millis};
 pub use adjustments::AdjustmentCursor;
 pub use batch::{Applied, ApplyError, Batch, LaneMove};
 pub use catalog::Catalog;
-pub use dead_letters::{DeadLetter, DeadReason, Place};
+pub use dead_letters::{DeadLetter, DeadReason, Deed, LetterStatus, Place, StoredLetter};
 pub use keys::{ApiKey, Scope};
 pub use lanes::{LaneMark, RecordedEvent};
 pub use orders::{OrderCursor, OrderFilter};

@@ -91,13 +91,13 @@ pub(super) fn store_headers(record: &StoredRecord) -> Json<Vec<StoredHeader>> {
     Json(record.headers.iter().map(header).collect())
 }
 
-fn read_headers(stored: Vec<StoredHeader>) -> Result<Vec<(String, Vec<u8>)>, LedgerError> {
+pub(super) fn read_headers(
+    stored: Vec<StoredHeader>,
+) -> Result<Vec<(String, Vec<u8>)>, LedgerError> {
     let read = |header: StoredHeader| {
         let value = match header.value {
             StoredValue::Value(text) => text.into_bytes(),
-            StoredValue::Base64(text) => {
-                STANDARD.decode(text).map_err(|e| corrupt("parked header", e))?
-            }
+            StoredValue::Base64(text) => STANDARD.decode(text).map_err(|e| corrupt("header", e))?,
         };
         Ok((header.name, value))
     };
@@ -105,9 +105,13 @@ fn read_headers(stored: Vec<StoredHeader>) -> Result<Vec<(String, Vec<u8>)>, Led
 }
 
 impl Ledger {
-    /// Parked records whose turn has come, of any lane, in order: those that follow their lane's
-    /// mark without a gap, and those that it has passed (they turn out repeats or forks).
-    pub async fn ready_parked(&self, limit: u32) -> Result<Vec<Parked>, LedgerError> {
+    /// Parked records whose turn has come, of one lane or of any, in order: those that follow their
+    /// lane's mark without a gap, and those that it has passed (they turn out repeats or forks).
+    pub async fn ready_parked(
+        &self,
+        lane: Option<&LaneId>,
+        limit: u32,
+    ) -> Result<Vec<Parked>, LedgerError> {
         // Lanes first, so that what still waits for its gap costs nothing. Numbered by seq, not by
         // row: a fork has two rows of one seq and neither may end the run.
         let rows = sqlx::query!(
@@ -119,7 +123,8 @@ impl Ledger {
                  PARTITION BY p.sale_id, p.lane, p.seq > l.recorded ORDER BY p.seq
                ) AS place
                FROM (
-                 SELECT sale_id, lane, recorded FROM lanes WHERE EXISTS (
+                 SELECT sale_id, lane, recorded FROM lanes
+                 WHERE ($2::text IS NULL OR (sale_id, lane) = ($2, $3)) AND EXISTS (
                    SELECT FROM parked n WHERE n.sale_id = lanes.sale_id AND n.lane = lanes.lane
                      AND n.seq <= lanes.recorded + 1
                  )
@@ -128,7 +133,9 @@ impl Ledger {
              ) AS waiting
              WHERE seq <= recorded OR seq = recorded + place
              ORDER BY sale_id, lane, seq, parked_at, record_offset LIMIT $1"#,
-            i64::from(limit)
+            i64::from(limit),
+            lane.map(|lane| lane.sale.as_str()),
+            lane.map(|lane| i16::from(lane.lane))
         )
         .fetch_all(&self.pool)
         .await?;

@@ -30,6 +30,9 @@ pub struct WriterMetrics {
     pub(super) retries: Counter,
     pub(super) paused: Gauge,
     pub(super) held_partitions: Gauge,
+    pub(super) dead_letters_open: Gauge,
+    pub(super) parked_records: Gauge,
+    pub(super) drain: Gauge<f64, AtomicU64>,
     pub(super) consumer: ConsumerMetrics,
 }
 
@@ -48,9 +51,13 @@ impl WriterMetrics {
             retries: Counter::default(),
             paused: Gauge::default(),
             held_partitions: Gauge::default(),
+            dead_letters_open: Gauge::default(),
+            parked_records: Gauge::default(),
+            drain: Gauge::default(),
             consumer: ConsumerMetrics::register(registry),
         };
         metrics.register_counters(registry);
+        metrics.register_backlog(registry);
         registry.register_with_unit(
             "holdfast_writer_batch_duration",
             "Time to write one batch, retries not counted",
@@ -74,6 +81,25 @@ impl WriterMetrics {
             metrics.held_partitions.clone(),
         );
         metrics
+    }
+
+    fn register_backlog(&self, registry: &mut Registry) {
+        registry.register_with_unit(
+            "holdfast_writer_drain",
+            "Time to record what Kafka has and the database lacks, at the pace of the last batches",
+            Unit::Seconds,
+            self.drain.clone(),
+        );
+        registry.register(
+            "holdfast_writer_dead_letters_open",
+            "Dead letters that nobody has resolved",
+            self.dead_letters_open.clone(),
+        );
+        registry.register(
+            "holdfast_writer_parked_records",
+            "Records that wait for a missing one of their lane",
+            self.parked_records.clone(),
+        );
     }
 
     fn register_counters(&self, registry: &mut Registry) {

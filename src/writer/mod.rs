@@ -4,12 +4,17 @@
 //! Offsets are committed after the database, and are only a hint where to read on: what is read
 //! twice is a repeat. So neither a crash nor a rebalance loses or repeats anything.
 
+mod drain;
 mod metrics;
 pub mod plan;
+mod retry;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::convert::Infallible;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::bus::BusError;
@@ -22,16 +27,20 @@ use crate::ledger::{
     Applied, ApplyError, DeadReason, Ledger, LedgerError, ParkedKey, Place, StoredRecord,
 };
 
+use drain::Pace;
 use metrics::ReasonLabel;
 pub use metrics::WriterMetrics;
 use plan::{Arrival, Content, Known, Plan, plan};
+pub use retry::retry;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How long a partition rests whose lane has too much parked, before it is tried again.
 const HOLD: Duration = Duration::from_secs(1);
-/// How often an idle writer looks for parked records whose turn has come.
-const IDLE_LOOK: Duration = Duration::from_secs(5);
+/// How often a writer looks for parked records whose turn has come, and counts what is unapplied.
+const LOOK: Duration = Duration::from_secs(5);
+/// How often resolved dead letters that are old enough are forgotten.
+const FORGET: Duration = Duration::from_secs(3_600);
 
 /// Why the writer ends; servers that are merely away are no reason.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +60,8 @@ pub struct Options {
     pub batch_age: Duration,
     /// Of one lane.
     pub parked_max: u64,
+    /// Resolved dead letters are forgotten after this.
+    pub dead_letters_kept_days: u32,
 }
 
 impl From<&Config> for Options {
@@ -61,6 +72,7 @@ impl From<&Config> for Options {
             batch_max: config.writer.batch_max,
             batch_age: millis(config.writer.batch_age_ms),
             parked_max: config.writer.parked_max as u64,
+            dead_letters_kept_days: config.writer.dead_letters_kept_days,
         }
     }
 }
@@ -71,6 +83,7 @@ pub struct Writer {
     options: Options,
     ledger: Ledger,
     metrics: WriterMetrics,
+    pace: Mutex<Pace>,
 }
 
 /// What is left to do of a batch.
@@ -88,7 +101,7 @@ struct Stopped;
 
 impl Writer {
     pub fn new(options: Options, ledger: Ledger, metrics: WriterMetrics) -> Self {
-        Self { options, ledger, metrics }
+        Self { options, ledger, metrics, pace: Mutex::default() }
     }
 
     /// Writes until it is told to stop; the batch in hand is finished then.
@@ -98,8 +111,12 @@ impl Writer {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), WriterError> {
         let Options { kafka, group, .. } = &self.options;
         let consumer = Consumer::new(kafka, group, self.metrics.consumer.clone())?;
+        let house = consumer.clone();
         let mut session = Session { consumer, next: BTreeMap::new(), held: BTreeMap::new() };
-        let outcome = self.session(&mut session, &shutdown).await;
+        let outcome = tokio::select! {
+            outcome = self.session(&mut session, &shutdown) => outcome,
+            never = self.keep_house(house) => match never {},
+        };
         // Without this the next session only reads a little again.
         if let Err(error) = session.consumer.commit_now(session.next).await {
             tracing::info!(%error, "the last offsets were not committed; they are read again");
@@ -129,14 +146,18 @@ impl Writer {
             let offsets = offsets_after(&records);
             let mut todo = VecDeque::new();
             if !records.is_empty() {
+                self.pace().begin(records.len(), Instant::now());
                 todo.push_back(Task::Write(records.into_iter().map(read).collect()));
-            } else if looked_at.is_none_or(|at| at.elapsed() > IDLE_LOOK) {
-                // What became ready while no writer ran must not wait for its lane's next event.
+            }
+            if looked_at.is_none_or(|at| at.elapsed() > LOOK) {
+                // What became ready while no writer ran, or by a retry that was cut off, must not
+                // wait for its lane's next event.
                 looked_at = Some(Instant::now());
                 todo.push_back(Task::Unpark);
             }
             let worked = !todo.is_empty();
             let Ok(left) = self.write(todo, shutdown).await? else { return Ok(()) };
+            self.pace().end(Instant::now());
             session.next.extend(offsets);
             session.hold(left)?;
             session.resume_rested();
@@ -205,12 +226,12 @@ impl Writer {
             Task::Write(arrivals) => arrivals,
             Task::Unpark => {
                 let limit = u32::try_from(self.options.batch_max).unwrap_or(u32::MAX);
-                let ready = self.ledger.ready_parked(limit).await?;
+                let ready = self.ledger.ready_parked(None, limit).await?;
                 let arrivals = ready.into_iter().map(read_parked).collect();
                 return Ok(Done { arrivals, ..Done::default() });
             }
         };
-        let known = self.ask(arrivals).await?;
+        let known = ask(&self.ledger, arrivals).await?;
         let plan = plan(arrivals, &known, self.options.parked_max);
         if plan.batch.is_empty() {
             self.metrics.repeats.inc_by(plan.repeats);
@@ -223,32 +244,48 @@ impl Writer {
         Ok(Done { held: plan.held, ready: applied.ready, arrivals: Vec::new() })
     }
 
-    /// Reads what has to be known to decide about these.
-    async fn ask(&self, arrivals: &[Arrival]) -> Result<Known, LedgerError> {
-        let events = || arrivals.iter().filter_map(|arrival| Some((arrival, arrival.event()?)));
-        let lanes: HashSet<&LaneId> = events().map(|(_, event)| &event.lane).collect();
-        if lanes.is_empty() {
-            return Ok(Known::default());
-        }
-        let lanes: Vec<LaneId> = lanes.into_iter().cloned().collect();
-        let marks = self.ledger.lane_marks(&lanes).await?;
-        let (mut passed, mut waiting) = (Vec::new(), Vec::new());
-        for (arrival, event) in events() {
-            let Some(mark) = marks.get(&event.lane) else { continue };
-            if event.seq <= mark.recorded {
-                passed.push((event.lane.clone(), event.seq));
-            } else if mark.parked > 0 && arrival.parked.is_none() {
-                waiting.push(arrival.parked_key(event));
+    /// Says how much there is to do, counts what is unapplied, and forgets resolved dead letters in
+    /// time. What a server that is away would have to tell stays as it was.
+    async fn keep_house(&self, consumer: Consumer) -> Infallible {
+        let mut forgot_at = None::<Instant>;
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            match consumer.lag_records().await {
+                Ok(lag) => {
+                    let drain_s = self.pace().drain_s(lag, Instant::now());
+                    self.metrics.drain.set(drain_s);
+                }
+                Err(error) => tracing::debug!(%error, "Kafka did not say how far it is behind"),
+            }
+            match self.ledger.within_patience(self.ledger.unapplied()).await {
+                Ok(unapplied) => {
+                    self.metrics.dead_letters_open.set(unapplied.open);
+                    self.metrics.parked_records.set(unapplied.parked);
+                }
+                Err(error) => tracing::debug!(%error, "what is unapplied was not counted"),
+            }
+            if forgot_at.is_none_or(|at| at.elapsed() > FORGET) {
+                let forget = self.ledger.forget_dead_letters(self.options.dead_letters_kept_days);
+                match self.ledger.within_patience(forget).await {
+                    Ok(forgotten) => {
+                        forgot_at = Some(Instant::now());
+                        if forgotten > 0 {
+                            tracing::info!(
+                                forgotten,
+                                "resolved dead letters were old enough to go"
+                            );
+                        }
+                    }
+                    Err(error) => tracing::debug!(%error, "no dead letters were forgotten"),
+                }
             }
         }
-        let (mut recorded, mut parked) = (HashMap::new(), HashSet::new());
-        if !passed.is_empty() {
-            recorded = self.ledger.recorded_events(&passed).await?;
-        }
-        if !waiting.is_empty() {
-            parked = self.ledger.parked_among(&waiting).await?;
-        }
-        Ok(Known { marks, recorded, parked })
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tell(&self, plan: &Plan, applied: Applied) {
@@ -271,6 +308,34 @@ impl Writer {
                 "a record is a dead letter");
         }
     }
+}
+
+/// Reads what has to be known to decide about these.
+async fn ask(ledger: &Ledger, arrivals: &[Arrival]) -> Result<Known, LedgerError> {
+    let events = || arrivals.iter().filter_map(|arrival| Some((arrival, arrival.event()?)));
+    let lanes: HashSet<&LaneId> = events().map(|(_, event)| &event.lane).collect();
+    if lanes.is_empty() {
+        return Ok(Known::default());
+    }
+    let lanes: Vec<LaneId> = lanes.into_iter().cloned().collect();
+    let marks = ledger.lane_marks(&lanes).await?;
+    let (mut passed, mut waiting) = (Vec::new(), Vec::new());
+    for (arrival, event) in events() {
+        let Some(mark) = marks.get(&event.lane) else { continue };
+        if event.seq <= mark.recorded {
+            passed.push((event.lane.clone(), event.seq));
+        } else if mark.parked > 0 && arrival.parked.is_none() {
+            waiting.push(arrival.parked_key(event));
+        }
+    }
+    let (mut recorded, mut parked) = (HashMap::new(), HashSet::new());
+    if !passed.is_empty() {
+        recorded = ledger.recorded_events(&passed).await?;
+    }
+    if !waiting.is_empty() {
+        parked = ledger.parked_among(&waiting).await?;
+    }
+    Ok(Known { marks, recorded, parked })
 }
 
 /// What one attempt came to.

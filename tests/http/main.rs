@@ -4,8 +4,10 @@
 mod adjustments;
 mod archive;
 mod checks;
+mod dead_letters;
 mod health;
 mod history;
+mod life;
 mod limits;
 mod listener;
 mod orders;

@@ -8,7 +8,7 @@ use standardwebhooks::Webhook;
 
 use crate::stack::{Reply, Stack, until};
 
-const SECRETS: [&str; 2] =
+pub const SECRETS: [&str; 2] =
     ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"];
 
 async fn post(stack: &Stack, path: &str, body: Value) -> Reply {
@@ -199,18 +199,19 @@ async fn an_archived_sales_payments_are_given_back() {
     assert_eq!(list.body["refunds"].as_array().unwrap().len(), 2);
 }
 
-fn now() -> i64 {
+pub fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64
 }
 
-async fn deliver(stack: &Stack, secret: &str, at: i64, body: &str) -> u16 {
+/// Delivers what a provider with this secret says.
+pub async fn deliver(stack: &Stack, secret: &str, at: i64, body: &str) -> Reply {
     let signature = Webhook::new(secret).unwrap().sign("msg_1", at, body.as_bytes()).unwrap();
     let call = stack.call(Method::POST, "/v1/payments/webhook", "");
     let call = call
         .header("webhook-id", "msg_1")
         .header("webhook-timestamp", &at.to_string())
         .header("webhook-signature", &signature);
-    call.body("application/json", body.to_owned()).send().await.status.as_u16()
+    call.body("application/json", body.to_owned()).send().await
 }
 
 #[tokio::test]
@@ -223,7 +224,7 @@ async fn the_provider_says_what_became_of_payments() {
     let say = async |kind: &str, order: &str, payment: &str| {
         let data = json!({"order_id": order, "payment_id": payment, "amount": 1});
         let body = json!({"type": kind, "timestamp": "2026-01-01T00:00:00Z", "data": data, "x": 1});
-        deliver(&stack, SECRETS[1], now(), &body.to_string()).await
+        deliver(&stack, SECRETS[1], now(), &body.to_string()).await.status
     };
     let show = async |id: &str| stack.get(&format!("/v1/orders/{id}")).send().await.body;
     let id = stack.hold("b").await;
@@ -265,17 +266,21 @@ async fn a_delivery_that_is_forged_stale_or_unreadable_changes_nothing() {
     let id = stack.hold("b").await;
     let data = json!({"order_id": id, "payment_id": "p"});
     let body = json!({"type": "payment.succeeded", "data": data}).to_string();
-    assert_eq!(deliver(&stack, SECRETS[1], now(), &body).await, 401);
+    assert_eq!(deliver(&stack, SECRETS[1], now(), &body).await.status, 401);
     // 300 s are allowed, and the clock runs on while this is delivered.
     for at in [now() - 301, now() + 360, i64::MAX, i64::MIN] {
-        assert_eq!(deliver(&stack, SECRETS[0], at, &body).await, 401, "{at}");
+        assert_eq!(deliver(&stack, SECRETS[0], at, &body).await.status, 401, "{at}");
     }
     let unsigned = stack.call(Method::POST, "/v1/payments/webhook", "");
     unsigned.body("application/json", body.clone()).send().await.is(401, "invalid-signature");
     for unreadable in ["{", "[]", r#"{"type":"payment.succeeded"}"#] {
-        assert_eq!(deliver(&stack, SECRETS[0], now(), unreadable).await, 400, "{unreadable}");
+        assert_eq!(
+            deliver(&stack, SECRETS[0], now(), unreadable).await.status,
+            400,
+            "{unreadable}"
+        );
     }
     let shown = stack.get(&format!("/v1/orders/{id}")).send().await;
     assert_eq!(shown.body["status"], "held");
-    assert_eq!(deliver(&stack, SECRETS[0], now(), &body).await, 204);
+    assert_eq!(deliver(&stack, SECRETS[0], now(), &body).await.status, 204);
 }

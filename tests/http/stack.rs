@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use holdfast::admission::Admission;
 use holdfast::config::Config;
+use holdfast::domain::event::Event;
 use holdfast::domain::ids::LaneId;
 use holdfast::domain::names::SaleId;
 use holdfast::http::{Api, Options, ServeOptions, inner_router, router, serve};
@@ -199,12 +200,7 @@ impl Stack {
     pub async fn record(&self) {
         let lane = self.lane();
         let marks = self.lanes.marks(&lane).await.unwrap();
-        let from = (lane.clone(), marks.epoch, marks.recorded);
-        let read = self.lanes.read_outboxes(&[from], 10_000, Duration::from_millis(1)).await;
-        let secret = self.catalog.newest_secret().await.unwrap().unwrap();
-        let entries = read.unwrap().into_iter().flat_map(|(_, entries)| entries);
-        let events = entries.flat_map(|entry| outbox::events(&lane, &secret, &entry).unwrap());
-        let events: Vec<_> = events.filter(|event| event.seq > marks.recorded).collect();
+        let events = self.unrecorded().await;
         let Some(last) = events.last().map(|event| event.seq) else { return };
         let moved = LaneMove {
             lane: lane.clone(),
@@ -217,6 +213,18 @@ impl Stack {
         let reached = Marks { logged: last, recorded: last, ..marks };
         let lease = Duration::from_secs(5);
         self.lanes.advance(&lane, reached, "test", lease).await.unwrap();
+    }
+
+    /// What has happened in this test's sale and is not recorded.
+    pub async fn unrecorded(&self) -> Vec<Event> {
+        let lane = self.lane();
+        let marks = self.lanes.marks(&lane).await.unwrap();
+        let from = (lane.clone(), marks.epoch, marks.recorded);
+        let read = self.lanes.read_outboxes(&[from], 10_000, Duration::from_millis(1)).await;
+        let secret = self.catalog.newest_secret().await.unwrap().unwrap();
+        let entries = read.unwrap().into_iter().flat_map(|(_, entries)| entries);
+        let events = entries.flat_map(|entry| outbox::events(&lane, &secret, &entry).unwrap());
+        events.filter(|event| event.seq > marks.recorded).collect()
     }
 
     /// Records whatever happens while `work` goes on.

@@ -5,6 +5,7 @@ mod failures;
 mod model;
 mod orders;
 mod outbox;
+mod races;
 mod random;
 mod raw;
 #[path = "../support/redis_server.rs"]

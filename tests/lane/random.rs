@@ -200,6 +200,11 @@ impl Run {
 
     /// I2: what the events say adds up to the counters.
     fn fold(&mut self, events: &[Event]) {
+        for event in events {
+            if let Body::Order(step) = &event.body {
+                assert!(step.is_possible(), "{}: {event:?}", self.place());
+            }
+        }
         for change in events.iter().flat_map(|event| event.body.changes()) {
             let sum = self.folded.entry(change.sku.to_string()).or_default();
             *sum = (sum.0 + change.available, sum.1 + change.held, sum.2 + change.sold);

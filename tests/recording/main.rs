@@ -1,5 +1,6 @@
 //! What is recorded: relay, writer, sweeper and ledger against the real servers.
 
+mod dead_letters;
 mod follower;
 mod ledger;
 mod pipeline;

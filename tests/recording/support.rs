@@ -111,6 +111,7 @@ impl Stack {
             batch_max: 1_000,
             batch_age: Duration::from_millis(20),
             parked_max: 1_000,
+            dead_letters_kept_days: 1,
         }
     }
 

@@ -71,6 +71,48 @@ async fn a_sale_is_applied_from_a_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_is_found_mended_and_retried_on_the_command_line() {
+    let deployment = Deployment::new(Servers::shared()).await;
+    let service = deployment.serve().await;
+    let sale = service.define(9, json!({})).await;
+    let database = deployment.database().await;
+    let poison = "ALTER TABLE orders ADD CONSTRAINT no_poison CHECK (buyer_id <> 'poison')";
+    sqlx::query(poison).execute(&database).await.expect("a constraint");
+    for buyer in ["u-1", "poison", "u-2", "u-3"] {
+        assert_eq!(service.order(&sale, buyer, "k", 1).await.status, StatusCode::CREATED);
+    }
+    let list = || deployment.run(&["dead-letters", "list", "--status", "open"]);
+    eventually("it is a dead letter", async || list().lines().count() == 1).await;
+    let line = list();
+    let columns: Vec<_> = line.trim_end().split('\t').collect();
+    let id = columns[0];
+    assert_eq!(
+        columns[2..6],
+        ["open", &format!("{sale}/0/1-3"), "blocks its lane", "not-applicable"]
+    );
+    let shown = deployment.run(&["dead-letters", "show", id]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    let listed = service.get("/v1/dead-letters").await;
+    assert_eq!(listed.body["dead_letters"], json!([shown]));
+    let refused = |arguments: &[&str], why: &str| {
+        let output = deployment.command(arguments).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(why), "{said}");
+    };
+    refused(&["dead-letters", "retry", id], "still cannot be applied");
+    refused(&["dead-letters", "discard", id], "rebuild");
+    refused(&["dead-letters", "show", "4711"], "no dead letter 4711");
+    let mended = "ALTER TABLE orders DROP CONSTRAINT no_poison";
+    sqlx::query(mended).execute(&database).await.expect("no constraint");
+    let retried = deployment.run(&["dead-letters", "retry", id, "--note", "mended"]);
+    assert!(retried.contains("retried"), "{retried}");
+    assert_eq!(service.balanced_books(&sale).await.len(), 4);
+    let shown = service.get(&format!("/v1/dead-letters/{id}")).await.body;
+    assert_eq!((&shown["actor"], &shown["note"]), (&json!("command-line"), &json!("mended")));
+    assert_eq!(list(), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_impossible_setting_ends_the_start_and_is_named() {
     let servers = Servers::shared();
     let deployment = Deployment::new(servers).await;
