@@ -10,7 +10,9 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures_util::future::join_all;
 use holdfast::config::Config;
 use holdfast::domain::ids::{IdSecret, LaneId, OrderId};
+use holdfast::domain::order::Line;
 use holdfast::domain::sale::Definition;
+use holdfast::domain::time::Timestamp;
 use holdfast::lanes::command::{Define, Reserve};
 use holdfast::lanes::reply::{self, Marks, Reserved};
 use holdfast::lanes::{LaneKeys, Lanes};
@@ -177,15 +179,20 @@ fn replies(c: &mut Criterion) {
     let secret = IdSecret::new(1, &[7; 32]);
     let names = ("u-42".parse().expect("a buyer"), "k".parse().expect("a key"));
     let id: OrderId = secret.order_id(&lane, secret.order_key(&lane.sale, &names.0, &names.1));
-    let held = "held h 123456 1790000000000 1790000300000    u-42 phone-256=1,case.red=2";
+    let line = |sku: &str| Line {
+        sku: sku.parse().expect("a SKU"),
+        quantity: 1.try_into().expect("a quantity"),
+    };
+    let lines = vec![line("phone-256"), line("case.red")];
+    let reserve = Reserve { id, buyer: names.0, lines, hold_seconds: None, trace: None };
+    let now = Timestamp::from_millis(1_790_000_000_000);
+    let read = |reply| reply::reserved(reserve.clone(), now, black_box(reply));
     let skus: Vec<_> = (0..100).map(|n| format!("sku-{n}=123456=7890=4321=2=5")).collect();
     let stock = format!("stock 3 1790000000000  0 0 0 {}", skus.join(","));
     let mut group = c.benchmark_group("lane/reply");
     group.measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_secs(1));
-    group.bench_function("held", |b| b.iter(|| reply::reserved(id.clone(), black_box(held))));
-    group.bench_function("sold-out", |b| {
-        b.iter(|| reply::reserved(id.clone(), black_box("sold-out phone-256=1=0")));
-    });
+    group.bench_function("held", |b| b.iter(|| read("held 123456 1790000300000")));
+    group.bench_function("sold-out", |b| b.iter(|| read("sold-out phone-256=1=0")));
     group.bench_function("stock of 100 SKUs", |b| b.iter(|| reply::stock(black_box(&stock))));
     group.finish();
 }

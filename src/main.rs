@@ -10,6 +10,9 @@ use holdfast::config::Config;
 use holdfast::domain::names::KeyName;
 use holdfast::ledger::{LetterStatus, Scope};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Inventory deduction for flash sales: holds stock atomically, records every event, never sells
 /// a unit twice.
 #[derive(Parser)]

@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 
 use holdfast::bus::record;
 use holdfast::domain::ids::{AdjustmentId, IdSecret, LaneId, OrderId};
+use holdfast::domain::time::Timestamp;
+use holdfast::lanes::command::Reserve;
 use holdfast::lanes::{outbox, reply};
 use libfuzzer_sys::fuzz_target;
 
@@ -39,7 +41,14 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn orders(text: &str) {
-    drop(reply::reserved(FIXTURE.order.clone(), text));
+    let asked = Reserve {
+        id: FIXTURE.order.clone(),
+        buyer: "b".parse().expect("a buyer"),
+        lines: Vec::new(),
+        hold_seconds: None,
+        trace: None,
+    };
+    drop(reply::reserved(asked, Timestamp::from_millis(0), text));
     drop(reply::confirmed(FIXTURE.order.clone(), text));
     drop(reply::cancelled(FIXTURE.order.clone(), text));
     drop(reply::got(FIXTURE.order.clone(), text));

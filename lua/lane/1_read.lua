@@ -6,7 +6,7 @@
 -- KEYS  1 lane         hash    what the lane is and where it stands (fields below)
 --       2 stock        hash    sku   -> "available held sold version limit initial"
 --       3 buyers       hash    buyer -> "sku=units,…" held or bought, for the limits
---       4 orders       hash    key   -> "status seq created expires confirmed hold payment reacquired
+--       4 orders       hash    key   -> "status seq created lasts confirmed hold payment reacquired
 --                                          buyer lines asked returned notes", see decode_order
 --       5 deadlines    zset    keys of orders that fall due together, joined, by due time (ms)
 --       6 outbox       stream  one entry a call, id "epoch-lastseq": at, then (kind, payload) an event
@@ -16,8 +16,8 @@
 --                                        ids; reference, note: JSON without spaces
 -- ARGV  1 the caller's clock (ms); 2 most events that may wait in the outbox; 3 "1" where Redis is
 --       nearly full; 4 the number of commands; then the commands, each as its reader below says.
--- Reply { now, epoch, seq, logged, recorded, reply of the 1st command, … }; epoch 0: no such lane.
---       A reply is an outcome's name, then what belongs to it, separated by spaces.
+-- Reply { now, epoch, seq, logged, recorded, replies }; epoch 0: no such lane. A reply a command and
+--       line: an outcome's name, then what belongs to it, separated by spaces.
 --
 -- Atomic: Redis runs a script alone, and Lua has no roll-back, so nothing is written before every
 -- key that will be written has been read (a wrong type raises there), and the first write is the
@@ -28,11 +28,26 @@
 -- absent value is empty.
 -- `allow-oom`: what settles and trims must go on at maxmemory; new orders are stopped by ARGV 3.
 
+-- Globals are looked up by name each time.
+local KEYS, ARGV, redis, string, table, math = KEYS, ARGV, redis, string, table, math
+local assert, ipairs, next, pairs, tonumber, type, unpack = assert, ipairs, next, pairs, tonumber, type, unpack
+
 local KEY_CHARS = 22
 
 -- tostring() would write large numbers in scientific notation.
 local function text(number)
   return string.format('%.0f', number)
+end
+
+-- The same for numbers that come again within a call: times, units, counters.
+local texts = {}
+local function usual_text(number)
+  local known = texts[number]
+  if not known then
+    known = text(number)
+    texts[number] = known
+  end
+  return known
 end
 
 local function number_or_nil(value)
@@ -42,28 +57,37 @@ local function number_or_nil(value)
   return nil
 end
 
--- A list without repeats of what one bulk read must fetch.
-local function wanted()
-  local fields, seen = {}, {}
-  return fields, function(field)
-    if not seen[field] then
-      seen[field] = true
-      fields[#fields + 1] = field
-    end
+-- What the bulk reads must fetch. A field that is in there twice does no harm, but many commands
+-- name the same few SKUs.
+local skus, buyer_ids, order_keys, adjustment_keys = {}, {}, {}, {}
+local function want_order(key)
+  order_keys[#order_keys + 1] = key
+end
+local function want_buyer(buyer)
+  buyer_ids[#buyer_ids + 1] = buyer
+end
+local function want_adjustment(key)
+  adjustment_keys[#adjustment_keys + 1] = key
+end
+local sku_is_wanted = {}
+local function want_sku(sku)
+  if not sku_is_wanted[sku] then
+    sku_is_wanted[sku] = true
+    skus[#skus + 1] = sku
   end
 end
-
-local skus, want_sku = wanted()
-local buyer_ids, want_buyer = wanted()
-local order_keys, want_order = wanted()
-local adjustment_keys, want_adjustment = wanted()
 local want_all_stock = false
 local expire_max = 0
 -- Orders that a command of this call may sell again or take back: their stock must be read too.
 local may_move = {}
 
--- "sku=units,sku=units" -> { {sku, units}, … }
+-- "sku=units,sku=units" -> { {sku, units}, … }, which nobody changes: in a sale most orders ask for
+-- the same, and share it.
+local lists = {}
 local function split_lines(lines)
+  if lists[lines] then
+    return lists[lines]
+  end
   local list, length = {}, 0
   for sku, units in string.gmatch(lines, '([^=,]+)=(%d+)') do
     list[#list + 1] = { sku = sku, units = tonumber(units) }
@@ -71,6 +95,7 @@ local function split_lines(lines)
   end
   -- What was skipped would be stock that nobody holds, or a limit that is forgotten.
   assert(length == (lines == '' and 0 or #lines + 1), 'lines cannot be read')
+  lists[lines] = list
   return list
 end
 
@@ -222,8 +247,8 @@ do
     lane[field] = values[i]
   end
   lane.exists = lane.layout and true
-  if lane.exists and lane.layout ~= '1' then
-    return redis.error_reply('HOLDFAST this lane has layout ' .. lane.layout .. ', this script knows 1')
+  if lane.exists and lane.layout ~= '2' then
+    return redis.error_reply('HOLDFAST this lane has layout ' .. lane.layout .. ', this script knows 2')
   end
   for _, field in ipairs({ 'epoch', 'seq', 'logged', 'recorded', 'trimmed', 'now', 'version' }) do
     lane[field] = tonumber(lane[field] or '0')
@@ -268,44 +293,58 @@ if expire_max > 0 and lane.exists then
   end
 end
 
+-- The fields that are there, and their values.
 local function fetch(redis_key, fields)
   local raw = {}
   if #fields > 0 then
     local values = redis.call('HMGET', redis_key, unpack(fields))
-    for i, field in ipairs(fields) do
-      raw[field] = values[i]
+    for i = 1, #fields do
+      if values[i] then
+        raw[fields[i]] = values[i]
+      end
     end
   end
   return raw
 end
 
--- lines: what it holds, bought or held last; asked: what was asked for, where that is more;
+-- created: a time (ms); lasts: the deadline, in ms after it. lines: what it holds, bought or held last; asked: what was asked for, where that is more;
 -- returned: what came back. notes, separated by spaces, are what must be remembered of an order
 -- beside its state: "l:PAYMENT" and the like a refund that is due (see refund_due), "r:KEY:RESTOCK:LINES"
 -- a return as it was asked for.
 local function decode_order(key, record)
-  local status, seq, created, expires, confirmed, hold, payment, reacquired, buyer, lines, asked, returned, notes =
+  local status, seq, created, lasts, confirmed, hold, payment, reacquired, buyer, lines, asked, returned, notes =
     string.match(record, '^(%a) (%d+) (%d+) (%d+) (%d*) (%d*) ([^ ]*) (1?) ([^ ]*) ([^ ]*) ([^ ]*) ([^ ]*) (.*)$')
   assert(status, 'the record of an order cannot be read')
   return {
-    key = key, record = record, status = status, seq = seq, created = created, expires = tonumber(expires),
+    key = key, record = record, status = status, seq = seq, created = tonumber(created),
+    expires = tonumber(created) + tonumber(lasts),
     confirmed = confirmed, hold = hold, payment = payment, reacquired = reacquired, buyer = buyer, lines = lines,
     asked = asked, returned = returned, notes = notes,
   }
 end
 
+-- key -> the order; of one that this call has just held its record, until somebody wants more.
 local orders = {}
-for key, record in pairs(fetch(KEYS[4], order_keys)) do
-  if record then
-    local order = decode_order(key, record)
+
+local function order_of(key)
+  local order = orders[key]
+  if type(order) == 'string' then
+    order = decode_order(key, order)
+    order.list = split_lines(order.lines)
     orders[key] = order
-    -- Settling a hold moves its stock and, where it is released, its buyer's count.
-    if order.status == 'h' or order.status == 'p' or may_move[key] then
-      order.list = split_lines(order.lines)
-      want_buyer(order.buyer)
-      for _, line in ipairs(order.list) do
-        want_sku(line.sku)
-      end
+  end
+  return order
+end
+
+for key, record in pairs(fetch(KEYS[4], order_keys)) do
+  local order = decode_order(key, record)
+  orders[key] = order
+  -- Settling a hold moves its stock and, where it is released, its buyer's count.
+  if order.status == 'h' or order.status == 'p' or may_move[key] then
+    order.list = split_lines(order.lines)
+    want_buyer(order.buyer)
+    for _, line in ipairs(order.list) do
+      want_sku(line.sku)
     end
   end
 end
@@ -324,10 +363,8 @@ end
 
 local adjustments = {}
 for key, record in pairs(fetch(KEYS[7], adjustment_keys)) do
-  if record then
-    adjustments[key] = decode_adjustment(key, record)
-    want_sku(adjustments[key].sku) -- whose units an undo moves back
-  end
+  adjustments[key] = decode_adjustment(key, record)
+  want_sku(adjustments[key].sku) -- whose units an undo moves back
 end
 
 local stock = {}
@@ -343,34 +380,39 @@ do
     raw = fetch(KEYS[2], skus)
   end
   for sku, value in pairs(raw) do
-    if value then
-      local available, held, sold, version, limit, initial = string.match(value, '^(%d+) (%d+) (%d+) (%d+) (%d*) (%d+)$')
-      assert(available, 'the counters of an SKU cannot be read')
-      stock[sku] = {
-        available = tonumber(available), held = tonumber(held), sold = tonumber(sold),
-        version = tonumber(version), limit = number_or_nil(limit), initial = tonumber(initial),
-      }
-    end
+    local available, held, sold, version, limit, initial = string.match(value, '^(%d+) (%d+) (%d+) (%d+) (%d*) (%d+)$')
+    assert(available, 'the counters of an SKU cannot be read')
+    stock[sku] = {
+      available = tonumber(available), held = tonumber(held), sold = tonumber(sold),
+      version = tonumber(version), limit = number_or_nil(limit), initial = tonumber(initial),
+    }
   end
 end
 
+-- buyer -> units by SKU, and at [1] of all SKUs together.
 local buyers = {}
-for buyer, value in pairs(fetch(KEYS[3], buyer_ids)) do
-  local count = { units = {}, total = 0 }
-  for _, line in ipairs(split_lines(value or '')) do
-    count.units[line.sku] = line.units
-    count.total = count.total + line.units
+do
+  local raw = fetch(KEYS[3], buyer_ids)
+  for _, buyer in ipairs(buyer_ids) do
+    local count = { 0 }
+    if raw[buyer] then
+      for _, line in ipairs(split_lines(raw[buyer])) do
+        count[line.sku] = line.units
+        count[1] = count[1] + line.units
+      end
+    end
+    buyers[buyer] = count
   end
-  buyers[buyer] = count
 end
 
 -- What the decisions below leave for the bulk writes.
-local events = {}
+local events, event_words = {}, 0
 local changed = { stock = {}, gone = {}, buyers = {}, orders = {}, adjustments = {}, lane = {} }
 local deadlines = {}
 
 local function emit(kind, payload)
   lane.seq = lane.seq + 1
-  events[#events + 1] = kind
-  events[#events + 1] = payload
+  events[event_words + 1] = kind
+  events[event_words + 2] = payload
+  event_words = event_words + 2
 end

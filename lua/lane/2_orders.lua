@@ -6,31 +6,27 @@ local NOTES_MAX = 64
 
 local decide = {}
 
--- What an event says of an order: all but its notes.
-local function state(order)
-  return table.concat({
-    order.status, order.seq, order.created, text(order.expires), order.confirmed, order.hold,
-    order.payment, order.reacquired, order.buyer, order.lines, order.asked, order.returned,
-  }, ' ')
+-- Short and varied: beyond 31 characters Lua hashes only some of a string's, and strings that are
+-- all alike there are slow to make.
+local function encode_order(order)
+  return order.status .. ' ' .. order.seq .. ' ' .. usual_text(order.created) .. ' '
+    .. usual_text(order.expires - order.created) .. ' ' .. order.confirmed .. ' ' .. order.hold .. ' '
+    .. order.payment .. ' ' .. order.reacquired .. ' ' .. order.buyer .. ' ' .. order.lines .. ' '
+    .. order.asked .. ' ' .. order.returned .. ' ' .. order.notes
 end
 
--- An order's record: as it was read, until the next step makes another.
-local function record(order)
-  order.record = order.record or (state(order) .. ' ' .. order.notes)
-  return order.record
-end
+local NO_MORE = {}
 
--- Gives the order its next status, as one event. cause: c caller, w webhook, s sweeper. moved:
+-- Gives the order its next status, as one event, and its new record. cause: c caller, w webhook, s sweeper. moved:
 -- lines that move otherwise than the order's own do; about: what else the event says.
 local function step(order, kind, status, cause, trace, more)
-  more = more or {}
+  more = more or NO_MORE
   local from = order.status or '-'
-  order.status, order.record = status, nil
-  order.seq = text(lane.seq + 1)
-  changed.orders[order.key] = order
-  emit(kind, table.concat({
-    order.key, from, cause, trace, more.moved or '', more.about or '', state(order), more.reason or '',
-  }, ' '))
+  order.status, order.seq = status, text(lane.seq + 1)
+  order.record = encode_order(order)
+  changed.orders[order.key] = order.record
+  emit(kind, order.key .. ' ' .. from .. ' ' .. cause .. ' ' .. trace .. ' ' .. (more.moved or '') .. ' '
+    .. (more.about or '') .. ' ' .. (more.reason or '') .. ' ' .. order.record)
 end
 
 local function sku_of(line)
@@ -55,25 +51,25 @@ local function move_units(list, from, to)
 end
 
 -- Counts units for or, by -1, against the buyer's limits.
-local function count_units(order, list, sign)
-  local buyer = buyers[order.buyer]
+local function count_units(buyer, list, sign)
+  local count = buyers[buyer]
   for _, line in ipairs(list) do
-    buyer.units[line.sku] = (buyer.units[line.sku] or 0) + sign * line.units
-    buyer.total = buyer.total + sign * line.units
+    count[line.sku] = (count[line.sku] or 0) + sign * line.units
+    count[1] = count[1] + sign * line.units
   end
-  changed.buyers[order.buyer] = buyer
+  changed.buyers[buyer] = count
 end
 
 -- Puts what an order holds back on sale.
 local function release(order, list)
   move_units(list, 'held', 'available')
-  count_units(order, list, -1)
+  count_units(order.buyer, list, -1)
 end
 
 local function encode_lines(list)
   local parts = {}
   for i, line in ipairs(list) do
-    parts[i] = line.sku .. '=' .. text(line.units)
+    parts[i] = line.sku .. '=' .. usual_text(line.units)
   end
   return parts
 end
@@ -105,6 +101,13 @@ local function without(list, taken)
   return left
 end
 
+-- Has the sweeper look at the order at its deadline.
+local function fall_due(key, expires)
+  local keys = deadlines[expires] or {}
+  keys[#keys + 1] = key
+  deadlines[expires] = keys
+end
+
 -- Whether the order still has the time that it was promised.
 local function in_time(order)
   return (order.status == 'h' or order.status == 'p') and now < order.expires
@@ -131,14 +134,14 @@ end
 local function refused_by_limit(buyer, list)
   local asked = 0
   for _, line in ipairs(list) do
-    local limit, already = stock[line.sku].limit, buyer.units[line.sku] or 0
+    local limit, already = stock[line.sku].limit, buyer[line.sku] or 0
     if limit and already + line.units > limit then
       return 'purchase-limit ' .. text(limit) .. ' ' .. text(already) .. ' ' .. line.sku
     end
     asked = asked + line.units
   end
-  if lane.limit and buyer.total + asked > lane.limit then
-    return 'purchase-limit ' .. text(lane.limit) .. ' ' .. text(buyer.total) .. ' '
+  if lane.limit and buyer[1] + asked > lane.limit then
+    return 'purchase-limit ' .. text(lane.limit) .. ' ' .. text(buyer[1]) .. ' '
   end
 end
 
@@ -147,7 +150,7 @@ local function refused_by_stock(list)
   for _, line in ipairs(list) do
     local available = stock[line.sku].available
     if available < line.units then
-      short[#short + 1] = line.sku .. '=' .. text(line.units) .. '=' .. text(available)
+      short[#short + 1] = line.sku .. '=' .. usual_text(line.units) .. '=' .. usual_text(available)
     end
   end
   if #short > 0 then
@@ -160,15 +163,15 @@ local function no_room()
   return redis_nearly_full or lane.seq - lane.trimmed >= outbox_max
 end
 
--- Outcomes: held, replayed (both with the record), reused, overloaded, archived, closed,
+-- Outcomes: held SEQ EXPIRES, replayed (with the record), reused, overloaded, archived, closed,
 -- not-open OPENS, paused, unknown-sku SKU, hold-too-long MAX, purchase-limit LIMIT ALREADY SKU,
 -- sold-out SKU=ASKED=AVAILABLE,…
 function decide.reserve(command)
-  local order = orders[command.key]
+  local order = order_of(command.key)
   if order then
     -- A tombstone answers whatever the body: the order was cancelled before it came.
     if order.lines == '' or same_meaning(order, command) then
-      return 'replayed ' .. record(order)
+      return 'replayed ' .. order.record
     end
     return 'reused'
   end
@@ -194,25 +197,24 @@ function decide.reserve(command)
     return refusal
   end
 
-  order = {
-    key = command.key, created = text(now), expires = now + hold * 1000, confirmed = '',
-    hold = command.hold, payment = '', reacquired = '', buyer = command.buyer, lines = command.lines,
-    asked = '', returned = '', notes = '', list = command.list,
-  }
-  move_units(order.list, 'available', 'held')
-  count_units(order, order.list, 1)
+  -- What encode_order and step would make of it, at once: most of a sale's commands end here.
+  local seq, expires = text(lane.seq + 1), now + hold * 1000
+  local record = 'h ' .. seq .. ' ' .. usual_text(now) .. ' ' .. usual_text(hold * 1000) .. '  ' .. command.hold
+    .. '   ' .. command.buyer .. ' ' .. command.lines .. '   '
+  move_units(command.list, 'available', 'held')
+  count_units(command.buyer, command.list, 1)
+  fall_due(command.key, expires)
   changed.lane.used = '1'
   lane.used = true
-  orders[order.key] = order
-  deadlines[order.expires] = (deadlines[order.expires] or '') .. order.key
-  step(order, 'held', 'h', 'c', command.trace)
-  return 'held ' .. record(order)
+  orders[command.key], changed.orders[command.key] = record, record
+  emit('held', command.key .. ' - c ' .. command.trace .. '    ' .. record)
+  return 'held ' .. seq .. ' ' .. usual_text(expires)
 end
 
 -- An order that was over before it came: whoever places it later is told so.
 local function tombstone(key, buyer)
   local order = {
-    key = key, created = text(now), expires = now, confirmed = '', hold = '', payment = '', reacquired = '',
+    key = key, created = now, expires = now, confirmed = '', hold = '', payment = '', reacquired = '',
     buyer = buyer, lines = '', asked = '', returned = '', notes = '', list = {},
   }
   orders[key] = order
@@ -236,7 +238,7 @@ local function refund_of(order, payment)
   for entry in string.gmatch(order.notes, '%S+') do
     local why, known = string.match(entry, '^([lxam]):(.+)$')
     if known == payment then
-      return 'refund ' .. why .. ' ' .. record(order)
+      return 'refund ' .. why .. ' ' .. order.record
     end
   end
 end
@@ -248,13 +250,13 @@ local function refund_due(order, command, why)
     return 'overloaded'
   end
   step(order, 'refund_due', order.status, command.cause, command.trace, { about = why .. ':' .. command.payment })
-  return 'refund ' .. why .. ' ' .. record(order)
+  return 'refund ' .. why .. ' ' .. order.record
 end
 
 -- Outcomes: unknown, refund WHY; with the record: begun, same (this payment runs), over (it is
 -- neither held nor being paid any more).
 function decide.begin(command)
-  local order = orders[command.key]
+  local order = order_of(command.key)
   if not order then
     return 'unknown'
   end
@@ -262,31 +264,31 @@ function decide.begin(command)
   if refund then
     return refund
   elseif not in_time(order) then
-    return 'over ' .. record(order)
+    return 'over ' .. order.record
   elseif order.payment == command.payment then
-    return 'same ' .. record(order)
+    return 'same ' .. order.record
   end
-  local longest = math.min(now + lane.grace * 1000, tonumber(order.created) + lane.longest * 1000)
+  local longest = math.min(now + lane.grace * 1000, order.created + lane.longest * 1000)
   if longest > order.expires then
     order.expires = longest
-    deadlines[longest] = (deadlines[longest] or '') .. order.key
+    fall_due(order.key, longest)
   end
   order.payment = command.payment
   step(order, 'payment_begun', 'p', 'c', command.trace)
-  return 'begun ' .. record(order)
+  return 'begun ' .. order.record
 end
 
 -- Outcomes: unknown; with the record: failed, ignored (it is not this payment that runs).
 function decide.fail(command)
-  local order = orders[command.key]
+  local order = order_of(command.key)
   if not order then
     return 'unknown'
   elseif order.status ~= 'p' or order.payment ~= command.payment or not in_time(order) then
-    return 'ignored ' .. record(order)
+    return 'ignored ' .. order.record
   end
   order.payment = ''
   step(order, 'payment_failed', 'h', command.cause, command.trace)
-  return 'failed ' .. record(order)
+  return 'failed ' .. order.record
 end
 
 -- Takes stock that has gone back on sale once more, if it is still there and the buyer's limits
@@ -301,19 +303,19 @@ local function reacquire(order, list)
     return false
   end
   move_units(list, 'available', 'sold')
-  count_units(order, list, 1)
+  count_units(order.buyer, list, 1)
   return true
 end
 
 -- Outcomes: archived, overloaded, not-part, refund WHY; with the record: confirmed, same (it has
 -- this payment).
 function decide.confirm(command)
-  local order = orders[command.key]
+  local order = order_of(command.key)
   local refund = order and refund_of(order, command.payment)
   if refund then
     return refund
   elseif order and (order.status == 'c' or order.status == 'r') and order.payment == command.payment then
-    return 'same ' .. record(order)
+    return 'same ' .. order.record
   elseif lane.archived then
     return 'archived'
   elseif not order then
@@ -350,17 +352,17 @@ function decide.confirm(command)
   order.reacquired = late and '1' or ''
   order.payment, order.confirmed = command.payment, text(now)
   step(order, 'confirmed', 'c', command.cause, command.trace, { moved = released })
-  return 'confirmed ' .. record(order)
+  return 'confirmed ' .. order.record
 end
 
 -- Outcomes: unknown, archived, overloaded (for a tombstone); with the record: cancelled, same (it
 -- was cancelled before), sold (confirmed or returned, and stays so).
 function decide.cancel(command)
-  local order = orders[command.key]
+  local order = order_of(command.key)
   if order and order.status == 'x' then
-    return 'same ' .. record(order)
+    return 'same ' .. order.record
   elseif order and (order.status == 'c' or order.status == 'r') then
-    return 'sold ' .. record(order)
+    return 'sold ' .. order.record
   elseif not order and command.buyer == '' then
     return 'unknown'
   elseif lane.archived then
@@ -375,13 +377,13 @@ function decide.cancel(command)
   end
   order.payment = ''
   step(order, 'cancelled', 'x', 'c', command.trace, { reason = command.reason })
-  return 'cancelled ' .. record(order)
+  return 'cancelled ' .. order.record
 end
 
 -- Outcomes: unknown, reused, archived, overloaded; with the record: returned, replayed, exceeds (it
 -- is more than is left), over (it is not confirmed).
 decide['return'] = function(command)
-  local order = orders[command.key]
+  local order = order_of(command.key)
   if not order then
     return 'unknown'
   end
@@ -389,11 +391,11 @@ decide['return'] = function(command)
     local key, restock, lines = string.match(entry, '^r:([^:]+):(%d):(.*)$')
     if key == command.idempotency then
       local same = restock == command.restock and sorted_lines(split_lines(lines)) == sorted_lines(split_lines(command.lines))
-      return same and ('replayed ' .. record(order)) or 'reused'
+      return same and ('replayed ' .. order.record) or 'reused'
     end
   end
   if order.status ~= 'c' then
-    return 'over ' .. record(order)
+    return 'over ' .. order.record
   elseif lane.archived then
     return 'archived'
   end
@@ -401,18 +403,18 @@ decide['return'] = function(command)
   local list = command.lines == '' and left or split_lines(command.lines)
   local rest = without(left, list)
   if not rest then
-    return 'exceeds ' .. record(order)
+    return 'exceeds ' .. order.record
   elseif not note(order, 'r:' .. command.idempotency .. ':' .. command.restock .. ':' .. command.lines) then
     return 'overloaded'
   end
   move_units(list, 'sold', command.restock == '1' and 'available' or nil)
-  count_units(order, list, -1)
+  count_units(order.buyer, list, -1)
   order.returned = table.concat(encode_lines(without(order.list, rest)), ',')
   local about = command.restock .. ':' .. command.idempotency
   step(order, 'returned', #rest == 0 and 'r' or 'c', 'c', command.trace, {
     moved = table.concat(encode_lines(list), ','), about = about,
   })
-  return 'returned ' .. record(order)
+  return 'returned ' .. order.record
 end
 
 -- Outcome: expired HOW-MANY FIRST MORE NEXT; FIRST is the earliest deadline (ms) of those it ended, or
@@ -421,7 +423,7 @@ end
 function decide.expire()
   local ended, first = 0, nil
   for _, key in ipairs(due_keys) do
-    local order = orders[key]
+    local order = order_of(key)
     local unpaid = order and (order.status == 'h' or order.status == 'p')
     -- Settled since, ended by the command before, or given more time by a payment that runs: then
     -- this deadline no longer matters.
@@ -445,6 +447,6 @@ end
 
 -- Outcomes: unknown, order RECORD.
 function decide.get(command)
-  local order = orders[command.key]
-  return order and ('order ' .. record(order)) or 'unknown'
+  local order = order_of(command.key)
+  return order and ('order ' .. order.record) or 'unknown'
 end

@@ -194,7 +194,7 @@ function decide.define(command)
     end
     lane.exists = true
     lane.epoch = tonumber(command.epoch)
-    changed.lane.layout, changed.lane.epoch = '1', command.epoch
+    changed.lane.layout, changed.lane.epoch = '2', command.epoch
     changed.lane.logged, changed.lane.recorded, changed.lane.trimmed = '0', '0', '0'
   elseif lane.archived then
     return 'archived'

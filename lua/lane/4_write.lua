@@ -12,10 +12,11 @@ end
 
 -- Field and value pairs of a table, for one HSET.
 local function pairs_of(fields, encode)
-  local list = {}
+  local list, words = {}, 0
   for field, value in pairs(fields) do
-    list[#list + 1] = field
-    list[#list + 1] = encode(value)
+    list[words + 1] = field
+    list[words + 2] = encode(value)
+    words = words + 2
   end
   return list
 end
@@ -44,17 +45,18 @@ local function hdel(key, list)
 end
 
 local function write_buyers()
-  local kept, gone = {}, {}
+  local kept, words, gone = {}, 0, {}
   for buyer, count in pairs(changed.buyers) do
-    local units = {}
-    for sku, number in pairs(count.units) do
-      if number > 0 then
-        units[#units + 1] = sku .. '=' .. text(number)
+    local units
+    for sku, number in pairs(count) do
+      if sku ~= 1 and number > 0 then
+        units = (units and units .. ',' or '') .. sku .. '=' .. usual_text(number)
       end
     end
-    if #units > 0 then
-      kept[#kept + 1] = buyer
-      kept[#kept + 1] = table.concat(units, ',')
+    if units then
+      kept[words + 1] = buyer
+      kept[words + 2] = units
+      words = words + 2
     else
       gone[#gone + 1] = buyer
     end
@@ -63,11 +65,11 @@ local function write_buyers()
   hdel(KEYS[3], gone)
 end
 
-if #events > 0 then
+if event_words > 0 then
   local due = {}
   for at, keys in pairs(deadlines) do
     due[#due + 1] = text(at)
-    due[#due + 1] = keys
+    due[#due + 1] = table.concat(keys)
   end
   if #due > 0 then
     redis.call('ZCARD', KEYS[5]) -- raises on a wrong type, while nothing is written
@@ -83,7 +85,7 @@ if #events > 0 then
   end
   hdel(KEYS[2], removed)
   write_buyers()
-  hset(KEYS[4], pairs_of(changed.orders, record))
+  hset(KEYS[4], pairs_of(changed.orders, as_is))
   hset(KEYS[7], pairs_of(changed.adjustments, adjustment_record))
   if #due > 0 then
     redis.call('ZADD', KEYS[5], unpack(due))
@@ -94,5 +96,6 @@ if #due_members > 0 then
 end
 
 return {
-  text(now), text(lane.epoch), text(lane.seq), text(lane.logged), text(lane.recorded), unpack(replies),
+  text(now), text(lane.epoch), text(lane.seq), text(lane.logged), text(lane.recorded),
+  table.concat(replies, '\n'),
 }

@@ -17,7 +17,7 @@ use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::names::{BuyerId, IdempotencyKey, NameError, PaymentId, SaleId};
 
@@ -206,13 +206,20 @@ struct Id {
 }
 
 impl Id {
-    fn write(&self, kind: Kind, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn text(&self, kind: Kind) -> String {
         let mut head = [0; HEAD_BYTES];
         head[0] = self.version;
         head[1] = self.lane.lane;
         head[2..].copy_from_slice(&self.tag);
-        let head = URL_SAFE_NO_PAD.encode(head);
-        write!(f, "{}{head}{}.{}", kind.prefix(), self.key.encode(), self.lane.sale)
+        let (prefix, sale) = (kind.prefix(), self.lane.sale.as_str());
+        let length = prefix.len() + HEAD_CHARS + KEY_CHARS + 1 + sale.len();
+        let mut text = String::with_capacity(length);
+        text.push_str(prefix);
+        URL_SAFE_NO_PAD.encode_string(head, &mut text);
+        URL_SAFE_NO_PAD.encode_string(self.key.0, &mut text);
+        text.push('.');
+        text.push_str(sale);
+        text
     }
 
     fn read(kind: Kind, text: &str) -> Result<Self, IdError> {
@@ -242,8 +249,8 @@ pub struct IdError;
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $kind:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+        #[serde(try_from = "String")]
         pub struct $name(Id);
 
         impl $name {
@@ -268,7 +275,7 @@ macro_rules! id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.write($kind, f)
+                f.write_str(&self.0.text($kind))
             }
         }
 
@@ -288,9 +295,9 @@ macro_rules! id {
             }
         }
 
-        impl From<$name> for String {
-            fn from(id: $name) -> String {
-                id.to_string()
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0.text($kind))
             }
         }
     };

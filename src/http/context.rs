@@ -1,7 +1,6 @@
 //! What belongs to one request, and the layer around all handlers: it takes up the trace, counts
 //! the client's address, bounds the time, and finishes the answer (a problem's body, rate-limit headers, metrics).
 
-use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
@@ -99,7 +98,7 @@ pub async fn around(State(api): State<Api>, mut request: Request, next: Next) ->
     }
     if about_orders {
         let headers = response.headers_mut();
-        headers.insert(RATE_LIMIT_POLICY, policies(&api.admission.policies()));
+        headers.insert(RATE_LIMIT_POLICY, api.rate_limit_policy.clone());
         headers.insert(RATE_LIMIT, limits(context.verdicts()));
     }
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
@@ -131,31 +130,33 @@ fn is_about_orders(path: &str) -> bool {
 }
 
 /// `RateLimit-Policy`: "name";q=quota;w=seconds (draft-ietf-httpapi-ratelimit-headers-10).
-fn policies(policies: &[Policy]) -> HeaderValue {
-    let mut text = String::with_capacity(80);
+pub(super) fn policies(policies: &[Policy]) -> HeaderValue {
+    let mut list = String::with_capacity(80);
     for policy in policies {
-        let (name, quota, window) = (policy.name, policy.burst, policy.window_seconds());
-        item(&mut text, format_args!("\"{name}\";q={quota};w={window}"));
+        item(&mut list, policy.name, [(";q=", policy.burst), (";w=", policy.window_seconds())]);
     }
-    value(&text)
+    value(&list)
 }
 
 /// `RateLimit`: "name";r=remaining;t=seconds until all of it is there again.
 fn limits(verdicts: impl Iterator<Item = Verdict>) -> HeaderValue {
-    let mut text = String::with_capacity(80);
+    let mut list = String::with_capacity(80);
     for verdict in verdicts {
-        let (name, remaining) = (verdict.policy.name, verdict.remaining);
-        item(&mut text, format_args!("\"{name}\";r={remaining};t={}", verdict.reset_seconds()));
+        let parameters = [(";r=", verdict.remaining), (";t=", verdict.reset_seconds())];
+        item(&mut list, verdict.policy.name, parameters);
     }
-    value(&text)
+    value(&list)
 }
 
-/// Adds one item to a structured field's list (RFC 9651).
-fn item(list: &mut String, item: std::fmt::Arguments<'_>) {
-    if !list.is_empty() {
-        list.push_str(", ");
+/// Adds one string with its parameters to a structured field's list (RFC 9651).
+fn item(list: &mut String, name: &str, parameters: [(&str, u32); 2]) {
+    list.push_str(if list.is_empty() { "\"" } else { ", \"" });
+    list.push_str(name);
+    list.push('"');
+    for (parameter, number) in parameters {
+        list.push_str(parameter);
+        list.push_str(itoa::Buffer::new().format(number));
     }
-    list.write_fmt(item).expect("a String takes all that is written to it");
 }
 
 fn value(list: &str) -> HeaderValue {

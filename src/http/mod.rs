@@ -43,7 +43,7 @@ pub use self::metrics::Metrics;
 pub use self::openapi::document;
 use self::problem::Problem;
 pub use self::routes::{inner_router, router};
-pub use self::serve::{ServeOptions, serve};
+pub use self::serve::{ConnectionMetrics, ServeOptions, serve};
 use self::views::Views;
 use crate::admission::{Admission, InFlight};
 use crate::config::{Config, millis};
@@ -91,6 +91,8 @@ pub struct Parts {
     pub health: Health,
     pub metrics: Metrics,
     pub options: Options,
+    /// The `RateLimit-Policy` of every answer about orders.
+    rate_limit_policy: HeaderValue,
     views: Views,
 }
 
@@ -117,8 +119,19 @@ impl Api {
         registry: &mut Registry,
     ) -> Self {
         let (admission, metrics) = (Arc::new(admission), Metrics::register(registry));
+        let rate_limit_policy = context::policies(&admission.policies());
         let views = Views::new();
-        Self(Arc::new(Parts { lanes, ledger, catalog, admission, health, metrics, options, views }))
+        Self(Arc::new(Parts {
+            lanes,
+            ledger,
+            catalog,
+            admission,
+            health,
+            metrics,
+            options,
+            rate_limit_policy,
+            views,
+        }))
     }
 
     /// Takes a place among the requests being handled, or refuses this one.
@@ -127,11 +140,15 @@ impl Api {
     }
 }
 
+/// Room for an answer about an order with a line or two: growing step by step costs more.
+const BODY_BYTES: usize = 512;
+
 /// What a handler answers.
 type Answer = Result<Response, Problem>;
 
 fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    let body = serde_json::to_vec(body).expect("plain data is always JSON");
+    let mut bytes = Vec::with_capacity(BODY_BYTES);
+    serde_json::to_writer(&mut bytes, body).expect("plain data is always JSON");
     let json = HeaderValue::from_static("application/json");
-    (status, [(header::CONTENT_TYPE, json)], body).into_response()
+    (status, [(header::CONTENT_TYPE, json)], bytes).into_response()
 }

@@ -7,9 +7,11 @@ use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::ser::{SerializeMap, Serializer};
+use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 
+use super::BODY_BYTES;
 use crate::domain::sale::DefinitionError;
 use crate::lanes::LaneError;
 use crate::ledger::LedgerError;
@@ -120,7 +122,7 @@ impl From<DefinitionError> for FieldError {
 pub struct Problem {
     code: Code,
     detail: String,
-    members: Map<String, Value>,
+    members: Vec<(&'static str, Box<RawValue>)>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -135,7 +137,7 @@ impl Problem {
         let problem = Self {
             code,
             detail: shortened(detail.into()),
-            members: Map::new(),
+            members: Vec::new(),
             headers: Vec::new(),
         };
         match code.status() {
@@ -219,9 +221,9 @@ impl Problem {
     }
 
     /// Adds a member for the caller to act on.
-    pub fn with(mut self, member: &str, value: impl Serialize) -> Self {
-        let value = serde_json::to_value(value).expect("plain data is always JSON");
-        self.members.insert(member.to_owned(), value);
+    pub fn with(mut self, member: &'static str, value: impl Serialize) -> Self {
+        let value = to_raw_value(&value).expect("plain data is always JSON");
+        self.members.push((member, value));
         self
     }
 
@@ -243,27 +245,24 @@ impl Problem {
 
     /// Writes the body.
     pub fn render(&self, trace_id: &str) -> Vec<u8> {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            r#type: String,
-            title: &'a str,
-            status: u16,
-            detail: &'a str,
-            code: &'a str,
-            trace_id: &'a str,
-            #[serde(flatten)]
-            members: &'a Map<String, Value>,
-        }
-        let body = Body {
-            r#type: format!("{TYPE_PREFIX}{}", self.code.as_str()),
-            title: self.code.title(),
-            status: self.code.status().as_u16(),
-            detail: &self.detail,
-            code: self.code.as_str(),
-            trace_id,
-            members: &self.members,
-        };
-        serde_json::to_vec(&body).expect("plain data is always JSON")
+        let mut bytes = Vec::with_capacity(BODY_BYTES);
+        let mut json = serde_json::Serializer::new(&mut bytes);
+        let rendered = (|| {
+            let mut body = json.serialize_map(None)?;
+            let code = self.code.as_str();
+            body.serialize_entry("type", &(TYPE_PREFIX.to_owned() + code))?;
+            body.serialize_entry("title", self.code.title())?;
+            body.serialize_entry("status", &self.code.status().as_u16())?;
+            body.serialize_entry("detail", &self.detail)?;
+            body.serialize_entry("code", code)?;
+            body.serialize_entry("trace_id", trace_id)?;
+            for (name, value) in &self.members {
+                body.serialize_entry(name, value)?;
+            }
+            body.end()
+        })();
+        rendered.expect("plain data is always JSON");
+        bytes
     }
 }
 
@@ -292,6 +291,8 @@ fn shortened(mut detail: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn body(problem: &Problem) -> Value {

@@ -1,19 +1,24 @@
 //! W3C Trace Context (<https://www.w3.org/TR/trace-context/>): a request's `traceparent` is taken
 //! up, or a new trace begun, and passed on with what the request causes.
 
-use std::fmt::Write;
+use std::ops::Range;
 
 use axum::http::HeaderMap;
 
 const TRACEPARENT: &str = "traceparent";
+/// `00-TRACE_ID-PARENT_ID-FLAGS`
+const CHARS: usize = 55;
 const TRACE_ID_CHARS: usize = 32;
 const PARENT_ID_CHARS: usize = 16;
+const TRACE_ID: Range<usize> = 3..3 + TRACE_ID_CHARS;
+const PARENT_ID: Range<usize> = TRACE_ID.end + 1..TRACE_ID.end + 1 + PARENT_ID_CHARS;
+const FLAGS: Range<usize> = PARENT_ID.end + 1..CHARS;
 
 /// The trace that a request belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trace {
     /// As the next in line takes it up: our own span is the parent.
-    traceparent: String,
+    traceparent: [u8; CHARS],
 }
 
 impl Trace {
@@ -24,23 +29,24 @@ impl Trace {
             (Some(line), None) => line.to_str().ok(),
             _ => None,
         };
+        let mut traceparent = *b"00-................................-................-00";
         match only.and_then(parse) {
-            Some((trace_id, flags)) => Self::new(trace_id, flags),
-            None => Self::new(&hex(&nonzero::<16>()), "00"),
+            Some((trace_id, flags)) => {
+                traceparent[TRACE_ID].copy_from_slice(trace_id.as_bytes());
+                traceparent[FLAGS].copy_from_slice(flags.as_bytes());
+            }
+            None => hex(&nonzero::<16>(), &mut traceparent[TRACE_ID]),
         }
-    }
-
-    fn new(trace_id: &str, flags: &str) -> Self {
-        let span = hex(&nonzero::<8>());
-        Self { traceparent: format!("00-{trace_id}-{span}-{flags}") }
+        hex(&nonzero::<8>(), &mut traceparent[PARENT_ID]);
+        Self { traceparent }
     }
 
     pub fn traceparent(&self) -> &str {
-        &self.traceparent
+        str::from_utf8(&self.traceparent).expect("hexadecimal digits and hyphens")
     }
 
     pub fn id(&self) -> &str {
-        &self.traceparent[3..3 + TRACE_ID_CHARS]
+        &self.traceparent()[TRACE_ID]
     }
 }
 
@@ -72,11 +78,8 @@ fn nonzero<const N: usize>() -> [u8; N] {
     bytes
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes all that is written to it");
-        text
-    })
+fn hex(bytes: &[u8], into: &mut [u8]) {
+    hex::encode_to_slice(bytes, into).expect("two digits a byte");
 }
 
 #[cfg(test)]

@@ -128,26 +128,26 @@ async fn call(
     read(value, batch.len())
 }
 
-/// Reads `{ now, epoch, seq, logged, recorded, reply… }`.
+/// Reads `{ now, epoch, seq, logged, recorded, replies }`, a reply a line.
 fn read(value: Value, commands: usize) -> Result<Vec<Result<RawReply, LaneError>>, LaneError> {
     let protocol = |what: &str| LaneError::Protocol(what.to_owned());
-    let mut texts: Vec<String> =
-        Vec::from_redis_value(value).map_err(|e| LaneError::Protocol(e.to_string()))?;
-    if texts.len() != 5 + commands {
+    let [now, epoch, seq, logged, recorded, replies]: [String; 6] =
+        FromRedisValue::from_redis_value(value).map_err(|e| LaneError::Protocol(e.to_string()))?;
+    let number = |text: &str| text.parse::<u64>().map_err(|_| protocol(text));
+    let now = Timestamp::from_millis(number(&now)? as i64);
+    let marks = Marks {
+        epoch: number(&epoch)? as u32,
+        seq: number(&seq)?,
+        logged: number(&logged)?,
+        recorded: number(&recorded)?,
+    };
+    let reply = |text: &str| match text {
+        "missing" => Err(LaneError::Missing),
+        _ => Ok(RawReply { now, marks, text: text.to_owned() }),
+    };
+    let replies: Vec<_> = replies.split('\n').map(reply).collect();
+    if replies.len() != commands {
         return Err(protocol("the number of replies is not that of the commands"));
     }
-    let replies = texts.split_off(5);
-    let number = |text: &str| text.parse::<u64>().map_err(|_| protocol(text));
-    let now = Timestamp::from_millis(number(&texts[0])? as i64);
-    let marks = Marks {
-        epoch: number(&texts[1])? as u32,
-        seq: number(&texts[2])?,
-        logged: number(&texts[3])?,
-        recorded: number(&texts[4])?,
-    };
-    let reply = |text: String| match text.as_str() {
-        "missing" => Err(LaneError::Missing),
-        _ => Ok(RawReply { now, marks, text }),
-    };
-    Ok(replies.into_iter().map(reply).collect())
+    Ok(replies)
 }

@@ -174,9 +174,16 @@ pub enum Command {
 
 /// `sku=units,sku=units`: the form in which a record keeps lines.
 pub(super) fn encode_lines(lines: &[Line]) -> String {
-    let parts: Vec<_> =
-        lines.iter().map(|line| format!("{}={}", line.sku, line.quantity.get())).collect();
-    parts.join(",")
+    let mut text = String::with_capacity(24 * lines.len());
+    for line in lines {
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(line.sku.as_str());
+        text.push('=');
+        text.push_str(itoa::Buffer::new().format(line.quantity.get()));
+    }
+    text
 }
 
 /// As events say who made them happen.
@@ -223,30 +230,38 @@ impl Command {
     pub(super) fn encode(&self, call: &mut Cmd) {
         match self {
             Command::Reserve(c) => {
-                call.arg("reserve").arg(optional(c.trace.as_ref())).arg(c.id.key().encode());
+                call.arg("reserve")
+                    .arg(c.trace.as_deref().unwrap_or_default())
+                    .arg(c.id.key().encode());
                 call.arg(c.buyer.as_str()).arg(optional(c.hold_seconds));
                 call.arg(encode_lines(&c.lines));
             }
             Command::BeginPayment(c) => {
-                call.arg("begin").arg(optional(c.trace.as_ref())).arg(c.id.key().encode());
+                call.arg("begin")
+                    .arg(c.trace.as_deref().unwrap_or_default())
+                    .arg(c.id.key().encode());
                 call.arg(c.payment.as_str());
             }
             Command::FailPayment(c) => {
-                call.arg("fail").arg(optional(c.trace.as_ref())).arg(cause(c.cause));
+                call.arg("fail").arg(c.trace.as_deref().unwrap_or_default()).arg(cause(c.cause));
                 call.arg(c.id.key().encode()).arg(c.payment.as_str());
             }
             Command::Confirm(c) => {
-                call.arg("confirm").arg(optional(c.trace.as_ref())).arg(cause(c.cause));
+                call.arg("confirm").arg(c.trace.as_deref().unwrap_or_default()).arg(cause(c.cause));
                 call.arg(c.id.key().encode()).arg(c.payment.as_str()).arg(encode_lines(&c.lines));
             }
             Command::Return(c) => {
-                call.arg("return").arg(optional(c.trace.as_ref())).arg(c.id.key().encode());
+                call.arg("return")
+                    .arg(c.trace.as_deref().unwrap_or_default())
+                    .arg(c.id.key().encode());
                 call.arg(c.key.encode()).arg(u8::from(c.restock)).arg(encode_lines(&c.lines));
             }
             Command::Cancel(c) => {
-                call.arg("cancel").arg(optional(c.trace.as_ref())).arg(c.id.key().encode());
+                call.arg("cancel")
+                    .arg(c.trace.as_deref().unwrap_or_default())
+                    .arg(c.id.key().encode());
                 call.arg(optional(c.tombstone_for.as_ref()));
-                call.arg(c.reason.as_ref().map(json).unwrap_or_default());
+                call.arg(word(c.reason.as_ref()));
             }
             Command::Expire { max } => {
                 call.arg("expire").arg(*max);
@@ -262,13 +277,15 @@ impl Command {
                 encode_change(&c.sku, c.change, c.if_version.as_ref(), call);
             }
             Command::Adjust(c) => {
-                call.arg("adjust").arg(optional(c.trace.as_ref())).arg(c.id.key().encode());
+                call.arg("adjust")
+                    .arg(c.trace.as_deref().unwrap_or_default())
+                    .arg(c.id.key().encode());
                 encode_change(&c.sku, c.change, c.if_version.as_ref(), call);
                 call.arg(c.actor.as_str()).arg(c.note.reason.as_str());
                 call.arg(word(c.note.reference.as_ref())).arg(word(c.note.note.as_ref()));
             }
             Command::Undo(c) => {
-                call.arg("undo").arg(optional(c.trace.as_ref()));
+                call.arg("undo").arg(c.trace.as_deref().unwrap_or_default());
                 for id in [&c.id, &c.undoes] {
                     call.arg(id.key().encode()).arg(id.to_string());
                 }
@@ -281,7 +298,7 @@ impl Command {
                     PhaseChange::Resume => "resume",
                     PhaseChange::Close => "close",
                 };
-                call.arg("phase").arg(optional(c.trace.as_ref()));
+                call.arg("phase").arg(c.trace.as_deref().unwrap_or_default());
                 call.arg(c.actor.as_str()).arg(change);
             }
             Command::Archive { retention_ms } => {
@@ -316,7 +333,7 @@ fn encode_change(sku: &Sku, change: TotalChange, version: Option<&IfVersion>, ca
 
 fn encode_define(c: &Define, call: &mut Cmd) {
     let definition = &c.definition;
-    call.arg("define").arg(optional(c.trace.as_ref())).arg(c.version);
+    call.arg("define").arg(c.trace.as_deref().unwrap_or_default()).arg(c.version);
     call.arg(optional(c.create_epoch)).arg(&c.digest);
     call.arg(optional(definition.opens_at.map(|at| at.millis())));
     call.arg(optional(definition.closes_at.map(|at| at.millis())));

@@ -180,9 +180,10 @@ impl Lanes {
     }
 
     pub async fn reserve(&self, command: Reserve) -> Result<Stamped<Reserved>, LaneError> {
-        let id = command.id.clone();
-        let raw = self.submit(id.lane(), Command::Reserve(command)).await?;
-        read(raw, |text| reply::reserved(id, text))
+        let asked = command.clone();
+        let raw = self.submit(asked.id.lane(), Command::Reserve(command)).await?;
+        let now = raw.now;
+        read(raw, |text| reply::reserved(asked, now, text))
     }
 
     pub async fn confirm(&self, command: Confirm) -> Result<Stamped<Confirmed>, LaneError> {

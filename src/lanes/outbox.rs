@@ -1,6 +1,6 @@
 //! A lane's outbox: its entries as events, read by the relay.
 
-use super::reply::{self, ORDER_WORDS, ReplyError, bad, fields};
+use super::reply::{self, ReplyError, bad, fields};
 use crate::domain::event::{Body, Cause, Event, OrderStep, SaleStep, Step, StockSet};
 use crate::domain::ids::{EntityKey, IdSecret, LaneId, OrderId};
 use crate::domain::names::PaymentId;
@@ -59,21 +59,19 @@ fn body<'a>(
     }
 }
 
-/// Reads `key from cause trace moved about STATE reason`, the state being [`ORDER_WORDS`] fields.
+/// Reads `key from cause trace moved about reason RECORD`.
 fn order_step<'a>(
     lane: &LaneId,
     secret: &IdSecret,
     kind: &str,
     payload: &'a str,
 ) -> Result<(&'a str, Body), ReplyError> {
-    let [key, from, cause, trace, moved, about, rest] = fields::<7>(payload)?;
-    let words = fields::<{ ORDER_WORDS + 1 }>(rest)?;
-    let [state @ .., reason] = words;
+    let [key, from, cause, trace, moved, about, reason, record] = fields::<8>(payload)?;
     let key = EntityKey::decode(key).ok_or_else(|| bad(key))?;
     let id = secret.order_id(lane, key);
     let step = OrderStep {
         step: step(secret, &id, kind, moved, about)?,
-        order: reply::order_state(id, state)?,
+        order: reply::order(id, record)?,
         from: if from == "-" { None } else { Some(reply::status(from)?) },
         cause: match cause {
             "c" => Cause::Caller,

@@ -3,6 +3,7 @@
 
 use std::str::FromStr;
 
+use super::command::Reserve;
 use crate::domain::ids::{AdjustmentId, OrderId};
 use crate::domain::names::Sku;
 use crate::domain::order::{Line, Order, Quantity, RefundReason, Status};
@@ -302,22 +303,14 @@ pub(super) fn lines(text: &str) -> Result<Vec<Line>, ReplyError> {
         .collect()
 }
 
-/// Reads `status seq created expires confirmed hold payment reacquired buyer lines asked returned`,
-/// and passes over the notes that follow in a record.
+/// Reads `status seq created lasts confirmed hold payment reacquired buyer lines asked returned
+/// notes`, the notes being the lane's own.
 pub(super) fn order(id: OrderId, record: &str) -> Result<Order, ReplyError> {
-    let [state @ .., _notes] = fields::<13>(record)?;
-    order_state(id, state)
-}
-
-/// How many words say how an order stands.
-pub(super) const ORDER_WORDS: usize = 12;
-
-pub(super) fn order_state(id: OrderId, words: [&str; ORDER_WORDS]) -> Result<Order, ReplyError> {
     let [
         letter,
         seq,
         created,
-        expires,
+        lasts,
         confirmed,
         _hold,
         payment,
@@ -326,7 +319,10 @@ pub(super) fn order_state(id: OrderId, words: [&str; ORDER_WORDS]) -> Result<Ord
         bought,
         _asked,
         returned,
-    ] = words;
+        _notes,
+    ] = fields::<13>(record)?;
+    let created_at = time(created)?;
+    let expires = created_at.millis().checked_add(number(lasts)?).ok_or_else(|| bad(lasts))?;
     Ok(Order {
         id,
         buyer_id: optional(buyer)?,
@@ -335,8 +331,8 @@ pub(super) fn order_state(id: OrderId, words: [&str; ORDER_WORDS]) -> Result<Ord
         returned: lines(returned)?,
         payment_id: optional(payment)?,
         reacquired: reacquired == "1",
-        created_at: time(created)?,
-        expires_at: time(expires)?,
+        created_at,
+        expires_at: Timestamp::from_millis(expires),
         confirmed_at: optional_time(confirmed)?,
         seq: number(seq)?,
     })
@@ -389,11 +385,27 @@ pub(super) fn adjustment(id: AdjustmentId, record: &str) -> Result<Adjustment, R
     })
 }
 
-pub fn reserved(id: OrderId, reply: &str) -> Result<Reserved, ReplyError> {
+/// Of an order that is held now the lane says only what the command did not: its seq and deadline.
+pub fn reserved(command: Reserve, now: Timestamp, reply: &str) -> Result<Reserved, ReplyError> {
     let (name, rest) = outcome(reply);
     let refusal = match name {
-        "held" => return order(id, rest).map(Reserved::Held),
-        "replayed" => return order(id, rest).map(Reserved::Replayed),
+        "held" => {
+            let [seq, expires] = fields::<2>(rest)?;
+            return Ok(Reserved::Held(Order {
+                id: command.id,
+                buyer_id: Some(command.buyer),
+                status: Status::Held,
+                lines: command.lines,
+                returned: Vec::new(),
+                payment_id: None,
+                reacquired: false,
+                created_at: now,
+                expires_at: time(expires)?,
+                confirmed_at: None,
+                seq: number(seq)?,
+            }));
+        }
+        "replayed" => return order(command.id, rest).map(Reserved::Replayed),
         "reused" => return Ok(Reserved::KeyReused),
         "overloaded" => Refusal::Overloaded,
         "archived" => Refusal::Archived,

@@ -169,7 +169,7 @@ async fn a_record_of_an_adjustment_that_cannot_be_read_changes_nothing() {
 #[tokio::test]
 async fn a_lane_of_a_layout_that_the_script_does_not_know_is_left_alone() {
     let sale = Sale::of(&[("phone", 9)]).await;
-    let () = sale.redis.clone().hset(sale.keys().lane(), "layout", 2).await.unwrap();
+    let () = sale.redis.clone().hset(sale.keys().lane(), "layout", 1).await.unwrap();
     let before = dump(&sale.redis, &sale.keys()).await;
     let outcome = sale.ask(Command::Reserve(sale.reserving("ann", "k", &[("phone", 1)]))).await;
     assert!(matches!(outcome, Err(LaneError::Unavailable(_))), "{outcome:?}");

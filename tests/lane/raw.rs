@@ -101,7 +101,7 @@ fn order(record: &str) -> RawOrder {
         status: f[0].to_owned(),
         seq: f[1].parse().unwrap(),
         created: f[2].parse().unwrap(),
-        expires: f[3].parse().unwrap(),
+        expires: f[2].parse::<i64>().unwrap() + f[3].parse::<i64>().unwrap(),
         confirmed: optional(f[4]),
         hold: optional(f[5]),
         payment: optional(f[6]),

@@ -181,7 +181,7 @@ pub async fn place(
 
 fn created(order: &OrderView) -> Response {
     let mut response = json(StatusCode::CREATED, order);
-    let location = HeaderValue::try_from(format!("/v1/orders/{}", order.id));
+    let location = HeaderValue::try_from("/v1/orders/".to_owned() + &order.id.to_string());
     response.headers_mut().insert(LOCATION, location.expect("an id is visible ASCII"));
     response
 }
