@@ -28,7 +28,7 @@ use crate::bus::{BusError, topic};
 use crate::config::{self, Config, millis, redact_url};
 use crate::domain::names::{KeyName, SaleId};
 use crate::domain::sale::Definition;
-use crate::http::{self, Api, ServeOptions};
+use crate::http::{self, Api, ConnectionMetrics, ServeOptions};
 use crate::lanes::Lanes;
 use crate::ledger::catalog::{Catalog, CatalogMetrics};
 use crate::ledger::{Ledger, LedgerError};
@@ -113,6 +113,10 @@ pub async fn apply_sale(config: &Config, file: &Path) -> anyhow::Result<()> {
 /// Why a role failed: a server that is merely unreachable is no reason.
 pub async fn serve(config: Config, roles: &[Role]) -> anyhow::Result<()> {
     log::start(&config.telemetry)?;
+    // As far as the system lets it; http.connections_max is the bound that we set ourselves.
+    if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
     let service = Service::new(config, roles)?;
     service.run(roles).await
 }
@@ -190,9 +194,10 @@ impl Service {
                     let router = http::router(self.api());
                     let options = ServeOptions::new(&self.config.http);
                     let listener = listen("http.listen", self.config.http.listen).await?;
+                    let metrics = ConnectionMetrics::register(&mut self.registry);
                     let token = stages.front.clone();
                     roles.spawn(Role::Api, async move {
-                        Ok(http::serve(listener, router, options, token).await?)
+                        Ok(http::serve(listener, router, options, metrics, token).await?)
                     });
                 }
                 Role::Sweeper => {
@@ -265,7 +270,9 @@ impl Service {
         let options = ServeOptions::new(&self.config.http);
         let never = CancellationToken::new();
         Ok(async move {
-            http::serve(listener, router, options, never).await.context("the inner listener")
+            let metrics = ConnectionMetrics::default();
+            let served = http::serve(listener, router, options, metrics, never).await;
+            served.context("the inner listener")
         })
     }
 

@@ -72,7 +72,9 @@ pub struct Http {
     pub header_timeout_ms: u64,
     pub body_timeout_ms: u64,
     pub request_timeout_ms: u64,
+    pub write_timeout_ms: u64,
     pub drain_timeout_ms: u64,
+    pub connections_max: usize,
     pub view_age_max_ms: u64,
     pub recorded_timeout_ms: u64,
 }
@@ -219,6 +221,8 @@ impl Config {
         let http = &self.http;
         range("http.header_timeout_ms", http.header_timeout_ms, 1, 60_000)?;
         range("http.body_timeout_ms", http.body_timeout_ms, 1, 60_000)?;
+        range("http.write_timeout_ms", http.write_timeout_ms, 1_000, 600_000)?;
+        range("http.connections_max", http.connections_max, 1, 1_000_000)?;
         range("http.drain_timeout_ms", http.drain_timeout_ms, 0, 5_000)?;
         range("http.request_timeout_ms", http.request_timeout_ms, 1, 120_000)?;
         range("http.view_age_max_ms", http.view_age_max_ms, 0, 250)?;

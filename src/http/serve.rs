@@ -1,16 +1,25 @@
 //! Accepting connections: HTTP/1.1 and, by prior knowledge, HTTP/2 on one listener, with bounds on
-//! how long a head may take, and an end in order.
+//! how many there are, how long a head may take and how long an answer may lie untaken, and an end in
+//! order.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum_server::accept::Accept;
 use axum_server::{Handle, Server};
 use hyper_util::rt::TokioTimer;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, millis};
@@ -27,16 +36,43 @@ const PREFACE_INTERVAL: Duration = Duration::from_millis(5);
 #[derive(Debug, Clone, Copy)]
 pub struct ServeOptions {
     pub header_timeout: Duration,
+    /// How long the peer may leave what it was sent untaken. The kernel's own patience is a quarter
+    /// of an hour, and until then the answer takes memory.
+    pub write_timeout: Duration,
     /// How long requests in flight may take to end once shut down.
     pub drain_timeout: Duration,
+    pub connections_max: usize,
 }
 
 impl ServeOptions {
     pub fn new(config: &config::Http) -> Self {
         Self {
             header_timeout: millis(config.header_timeout_ms),
+            write_timeout: millis(config.write_timeout_ms),
             drain_timeout: millis(config.drain_timeout_ms),
+            connections_max: config.connections_max,
         }
+    }
+}
+
+/// What a listener tells of its connections.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionMetrics {
+    open: Gauge,
+    refused: Counter,
+}
+
+impl ConnectionMetrics {
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let registry = registry.sub_registry_with_prefix("holdfast_http");
+        registry.register("connections", "Connections that are open", metrics.open.clone());
+        registry.register(
+            "connections_refused",
+            "Connections closed at once since http.connections_max were open",
+            metrics.refused.clone(),
+        );
+        metrics
     }
 }
 
@@ -48,12 +84,14 @@ pub async fn serve(
     listener: TcpListener,
     router: Router,
     options: ServeOptions,
+    metrics: ConnectionMetrics,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let handle = Handle::new();
-    let first_bytes = FirstBytes { timeout: options.header_timeout, shutdown: shutdown.clone() };
+    let places = Arc::new(Semaphore::new(options.connections_max));
+    let acceptor = Acceptor { options, places, metrics, shutdown: shutdown.clone() };
     let mut server =
-        Server::<SocketAddr>::from_listener(listener).acceptor(first_bytes).handle(handle.clone());
+        Server::<SocketAddr>::from_listener(listener).acceptor(acceptor).handle(handle.clone());
     let builder = server.http_builder();
     builder
         .http1()
@@ -76,29 +114,91 @@ pub async fn serve(
     serving.await
 }
 
-/// Waits until a connection has said which HTTP it speaks. The server that follows has a time-out
-/// for the head, but waits for its first bytes for ever.
+/// Gives a connection its place, then waits until it has said which HTTP it speaks: the server that
+/// follows has a time-out for the head, but waits for its first bytes for ever.
 #[derive(Debug, Clone)]
-struct FirstBytes {
-    timeout: Duration,
+struct Acceptor {
+    options: ServeOptions,
+    places: Arc<Semaphore>,
+    metrics: ConnectionMetrics,
     shutdown: CancellationToken,
 }
 
-impl<S: Send + 'static> Accept<TcpStream, S> for FirstBytes {
-    type Stream = TcpStream;
+impl<S: Send + 'static> Accept<TcpStream, S> for Acceptor {
+    type Stream = Connection;
     type Service = S;
-    type Future = Pin<Box<dyn Future<Output = io::Result<(TcpStream, S)>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<(Connection, S)>> + Send>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let Self { timeout, shutdown } = self.clone();
+        let Self { options, places, metrics, shutdown } = self.clone();
         Box::pin(async move {
-            stream.set_nodelay(true)?;
+            let Ok(place) = places.try_acquire_owned() else {
+                metrics.refused.inc();
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            };
+            metrics.open.inc();
+            let connection = Connection { stream, _place: place, open: metrics.open };
+            connection.stream.set_nodelay(true)?;
+            SockRef::from(&connection.stream).set_tcp_user_timeout(Some(options.write_timeout))?;
             tokio::select! {
-                spoken = tokio::time::timeout(timeout, spoken(&stream)) => spoken??,
+                spoken = tokio::time::timeout(options.header_timeout, spoken(&connection.stream)) => spoken??,
                 () = shutdown.cancelled() => return Err(io::ErrorKind::Interrupted.into()),
             }
-            Ok((stream, service))
+            Ok((connection, service))
         })
+    }
+}
+
+/// A connection that keeps its place until it is closed.
+struct Connection {
+    stream: TcpStream,
+    _place: OwnedSemaphorePermit,
+    open: Gauge,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::stack::Stack;
+use crate::stack::{Stack, until};
 
 async fn connect(stack: &Stack) -> TcpStream {
     TcpStream::connect(stack.url.strip_prefix("http://").unwrap()).await.unwrap()
@@ -178,4 +178,38 @@ async fn what_is_in_flight_is_answered_before_the_end() {
     };
     let (answered, ()) = tokio::join!(waiting, ending);
     assert_eq!(answered.status, 201, "{answered:?}");
+}
+
+/// The value of a gauge or counter, as the inner listener tells it.
+async fn metric(stack: &Stack, name: &str) -> i64 {
+    let answer = reqwest::get(format!("{}/metrics", stack.inner_url)).await.unwrap();
+    let text = answer.text().await.unwrap();
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_closed_at_once_and_its_place_is_free_again() {
+    let stack = Stack::with("places", |config| config.http.connections_max = 2).await;
+    let first = connect(&stack).await;
+    let _second = connect(&stack).await;
+    until("both have a place", async || metric(&stack, "holdfast_http_connections").await == 2)
+        .await;
+    assert_eq!(rest(&mut connect(&stack).await).await, "");
+    assert_eq!(metric(&stack, "holdfast_http_connections_refused_total").await, 1);
+    drop(first);
+    until("a place is free", async || metric(&stack, "holdfast_http_connections").await == 1).await;
+    let mut third = connect(&stack).await;
+    third.write_all(b"GET /livez HTTP/1.0\r\n\r\n").await.unwrap();
+    assert!(rest(&mut third).await.starts_with("HTTP/1.0 200"));
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let stack = Stack::with("unread", |config| config.http.write_timeout_ms = 1_000).await;
+    let mut connection = connect(&stack).await;
+    let asked = "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(500);
+    connection.write_all(asked.as_bytes()).await.unwrap();
+    until("it is connected", async || metric(&stack, "holdfast_http_connections").await == 1).await;
+    until("it is cut off", async || metric(&stack, "holdfast_http_connections").await == 0).await;
 }

@@ -8,7 +8,7 @@ use holdfast::config::Config;
 use holdfast::domain::event::Event;
 use holdfast::domain::ids::LaneId;
 use holdfast::domain::names::SaleId;
-use holdfast::http::{Api, Options, ServeOptions, inner_router, router, serve};
+use holdfast::http::{Api, ConnectionMetrics, Options, ServeOptions, inner_router, router, serve};
 use holdfast::lanes::reply::Marks;
 use holdfast::lanes::{Lanes, outbox};
 use holdfast::ledger::catalog::CatalogMetrics;
@@ -106,10 +106,11 @@ impl Stack {
         );
         let shutdown = CancellationToken::new();
         let options = ServeOptions::new(&config.http);
+        let connections = ConnectionMetrics::register(&mut registry);
         let inner = inner_router(health.clone(), Arc::new(registry));
         Self {
-            url: start(router(api), options, &shutdown).await,
-            inner_url: start(inner, options, &shutdown).await,
+            url: start(router(api), options, connections, &shutdown).await,
+            inner_url: start(inner, options, ConnectionMetrics::default(), &shutdown).await,
             orders_key,
             operator_key,
             lanes,
@@ -250,10 +251,15 @@ impl Stack {
     }
 }
 
-async fn start(router: axum::Router, options: ServeOptions, stop: &CancellationToken) -> String {
+async fn start(
+    router: axum::Router,
+    options: ServeOptions,
+    metrics: ConnectionMetrics,
+    stop: &CancellationToken,
+) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(serve(listener, router, options, stop.clone()));
+    tokio::spawn(serve(listener, router, options, metrics, stop.clone()));
     url
 }
 
