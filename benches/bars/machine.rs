@@ -1,0 +1,51 @@
+//! What the machine did meanwhile, from `/proc`.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// Linux reports CPU time in ticks of 10 ms (USER_HZ).
+const TICK: Duration = Duration::from_millis(10);
+
+/// CPU time that processes and the idle machine have used so far.
+#[derive(Clone)]
+pub struct Usage {
+    at: Instant,
+    busy: Vec<Duration>,
+    idle: Duration,
+}
+
+/// The difference of two.
+pub struct Used {
+    /// By process, in the order they were named.
+    pub busy: Vec<Duration>,
+    /// Share of the machine that nobody used, 0-1.
+    pub idle: f64,
+}
+
+impl Usage {
+    pub fn of(pids: &[u32]) -> Result<Self> {
+        let busy = pids.iter().map(|pid| busy(*pid)).collect::<Result<_>>()?;
+        let stat = std::fs::read_to_string("/proc/stat")?;
+        let total: Vec<u32> =
+            stat.lines().next().unwrap_or_default().split(' ').flat_map(str::parse).collect();
+        let idle = total.get(3..5).context("/proc/stat has no idle time")?;
+        Ok(Self { at: Instant::now(), busy, idle: TICK * idle.iter().sum::<u32>() })
+    }
+
+    pub fn since(&self, before: &Self) -> Used {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        let busy = self.busy.iter().zip(&before.busy).map(|(after, before)| *after - *before);
+        let idle = (self.idle - before.idle).as_secs_f64();
+        Used { busy: busy.collect(), idle: idle / ((self.at - before.at).as_secs_f64() * cores) }
+    }
+}
+
+/// User and system time of a process, proc(5).
+fn busy(pid: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, after_name) = stat.rsplit_once(')').context("/proc/PID/stat")?;
+    let fields: Vec<_> = after_name.split_whitespace().collect();
+    let ticks = |field: usize| -> Result<u32> { Ok(fields[field].parse()?) };
+    Ok(TICK * (ticks(11)? + ticks(12)?))
+}
