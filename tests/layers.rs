@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Each part of `src/`, and the parts of the crate that it may name.
 const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("domain", &[]),
-    ("config", &[]),
+    ("config", &["domain"]),
     ("telemetry", &["config"]),
     ("lanes", &["config", "domain"]),
     ("bus", &["config", "domain"]),

@@ -14,6 +14,8 @@ use figment::providers::{Env, Format, Toml};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::domain::durability::Durability;
+
 const DEFAULTS: &str = include_str!("../../config/default.toml");
 const ENV_PREFIX: &str = "HOLDFAST_";
 const ENV_SEPARATOR: &str = "__";
@@ -76,7 +78,8 @@ pub struct Http {
     pub drain_timeout_ms: u64,
     pub connections_max: usize,
     pub view_age_max_ms: u64,
-    pub recorded_timeout_ms: u64,
+    pub durability: Durability,
+    pub durability_timeout_ms: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -106,6 +109,7 @@ pub struct Redis {
     pub response_timeout_ms: u64,
     pub connect_timeout_ms: u64,
     pub pool_max: usize,
+    pub replicas: u32,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -226,7 +230,7 @@ impl Config {
         range("http.drain_timeout_ms", http.drain_timeout_ms, 0, 5_000)?;
         range("http.request_timeout_ms", http.request_timeout_ms, 1, 120_000)?;
         range("http.view_age_max_ms", http.view_age_max_ms, 0, 250)?;
-        range("http.recorded_timeout_ms", http.recorded_timeout_ms, 1, 60_000)?;
+        range("http.durability_timeout_ms", http.durability_timeout_ms, 1, 60_000)?;
         let admission = &self.admission;
         range("admission.in_flight_max", admission.in_flight_max, 1, 1_000_000)?;
         for (name, rate) in [
@@ -251,6 +255,7 @@ impl Config {
         range("redis.response_timeout_ms", self.redis.response_timeout_ms, 10, 60_000)?;
         range("redis.connect_timeout_ms", self.redis.connect_timeout_ms, 10, 60_000)?;
         range("redis.pool_max", self.redis.pool_max, 2, 1_000)?;
+        range("redis.replicas", self.redis.replicas, 0, 16)?;
         let lanes = &self.lanes;
         range("lanes.batch_max", lanes.batch_max, 1, 256)?;
         range("lanes.batch_lines_max", lanes.batch_lines_max, 64, 2_000)?;

@@ -1,5 +1,6 @@
 //! What Holdfast is about: names, orders, sales, stock and events. Pure: no I/O, no clock.
 
+pub mod durability;
 pub mod event;
 pub mod history;
 pub mod ids;

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::durability::Durability;
 use super::names::Sku;
 use super::stock::TOTAL_MAX;
 use super::time::Timestamp;
@@ -55,6 +56,10 @@ pub struct Definition {
     #[serde(default)]
     #[schema(minimum = 1, maximum = 1_000_000)]
     pub per_buyer_limit: Option<u32>,
+    /// How far an order has got at least before it is answered. Left out where there is none, so that
+    /// a version that does not know it can read the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_durability: Option<Durability>,
     #[serde(default = "default_retention_days")]
     #[schema(minimum = 0, maximum = 3_650)]
     pub retention_days: u32,
@@ -250,8 +255,18 @@ mod tests {
 
     #[test]
     fn an_unknown_member_is_refused() {
-        let text = r#"{"name":"n","skus":[],"min_durability":"logged"}"#;
-        assert!(serde_json::from_str::<Definition>(text).is_err());
+        for member in [r#""min_stock":1"#, r#""min_durability":"carved""#] {
+            let text = format!(r#"{{"name":"n","skus":[],{member}}}"#);
+            assert!(serde_json::from_str::<Definition>(&text).is_err(), "{member}");
+        }
+    }
+
+    #[test]
+    fn a_definition_says_how_durable_its_orders_are_only_where_it_was_told() {
+        let written = |members: &str| serde_json::to_value(definition(members).unwrap()).unwrap();
+        assert_eq!(written(r#""min_durability":"logged","#)["min_durability"], "logged");
+        assert!(written("").get("min_durability").is_none(), "an older version can read it");
+        assert_eq!(written(""), written(r#""min_durability":null,"#));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::extract::{
 use super::orders::{IDEMPOTENT_REPLAYED, YES, key_reused, sale_archived};
 use super::problem::{Code, FieldError, Problem};
 use super::{Answer, Api, cursor, json};
+use crate::domain::durability::Durability;
 use crate::domain::ids::{AdjustmentId, LaneId};
 use crate::domain::names::{IdempotencyKey, KeyName, SaleId, Sku};
 use crate::domain::stock::{
@@ -449,18 +450,7 @@ impl Api {
         seq: u64,
         marks: Marks,
     ) -> Result<(), Problem> {
-        if marks.recorded >= seq {
-            return Ok(());
-        }
-        let timeout = self.options.recorded_timeout;
-        match self.lanes.wait_recorded(done.id.lane(), seq, timeout).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Problem::outcome_unknown()),
-            Err(error) => {
-                tracing::warn!(%error, "an adjustment was made, and its lane does not say whether it is recorded");
-                Err(Problem::outcome_unknown())
-            }
-        }
+        self.wait_for(done.id.lane(), Durability::Recorded, seq, marks).await.map(|_| ())
     }
 
     /// A key is kept for ever: after the archive it is looked for in the audit trail.

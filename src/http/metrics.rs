@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::problem::Code;
+use crate::domain::durability::Durability;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Request {
@@ -28,11 +29,17 @@ struct ByOutcome {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByLevel {
+    level: &'static str,
+}
+
 #[derive(Debug, Clone)]
 pub struct Metrics {
     requests: Family<Request, Histogram, fn() -> Histogram>,
     problems: Family<ByCode, Counter>,
     webhooks: Family<ByOutcome, Counter>,
+    durability_timeouts: Family<ByLevel, Counter>,
 }
 
 impl Metrics {
@@ -43,6 +50,7 @@ impl Metrics {
             }),
             problems: Family::default(),
             webhooks: Family::default(),
+            durability_timeouts: Family::default(),
         };
         let registry = registry.sub_registry_with_prefix("holdfast_http");
         registry.register_with_unit(
@@ -55,6 +63,11 @@ impl Metrics {
             "webhooks",
             "Signed deliveries of the payment webhook, by what came of them",
             metrics.webhooks.clone(),
+        );
+        registry.register(
+            "durability_timeouts",
+            "Changes that were not known to have got as far as asked in time, by level",
+            metrics.durability_timeouts.clone(),
         );
         registry.register("problems", "Errors answered, by code", metrics.problems.clone());
         metrics
@@ -74,6 +87,10 @@ impl Metrics {
 
     pub(super) fn webhook(&self, outcome: &'static str) {
         self.webhooks.get_or_create(&ByOutcome { outcome }).inc();
+    }
+
+    pub(super) fn durability_timeout(&self, level: Durability) {
+        self.durability_timeouts.get_or_create(&ByLevel { level: level.as_str() }).inc();
     }
 
     pub(super) fn problem(&self, code: Code) {

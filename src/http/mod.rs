@@ -10,6 +10,7 @@ mod auth;
 mod context;
 mod cursor;
 mod dead_letters;
+mod durability;
 mod etag;
 pub mod extract;
 mod health;
@@ -47,6 +48,7 @@ pub use self::serve::{ConnectionMetrics, ServeOptions, serve};
 use self::views::Views;
 use crate::admission::{Admission, InFlight};
 use crate::config::{Config, millis};
+use crate::domain::durability::Durability;
 use crate::lanes::Lanes;
 use crate::ledger::{Catalog, Ledger};
 use crate::telemetry::health::Health;
@@ -60,8 +62,12 @@ pub struct Options {
     pub request_timeout: Duration,
     /// How old the public view of a sale may be.
     pub view_age_max: Duration,
-    /// How long an answer that waits for the database may wait.
-    pub recorded_timeout: Duration,
+    /// How far every change has got at least before it is answered.
+    pub durability: Durability,
+    /// Replicas of Redis that could be promoted.
+    pub replicas: u32,
+    /// How long an answer may wait to get as far as is asked.
+    pub durability_timeout: Duration,
     /// Any of them signs a delivery of the webhook.
     pub webhook_secrets: Vec<String>,
     /// Of the Kafka topic: a new sale's lanes are spread over them.
@@ -75,7 +81,9 @@ impl Options {
             body_timeout: millis(http.body_timeout_ms),
             request_timeout: millis(http.request_timeout_ms),
             view_age_max: millis(http.view_age_max_ms),
-            recorded_timeout: millis(http.recorded_timeout_ms),
+            durability: http.durability,
+            replicas: config.redis.replicas,
+            durability_timeout: millis(http.durability_timeout_ms),
             webhook_secrets: config.payments.webhook_secrets.clone(),
             partitions: config.kafka.partitions,
         }

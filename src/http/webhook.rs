@@ -14,6 +14,7 @@ use standardwebhooks::{HEADER_WEBHOOK_TIMESTAMP, Webhook};
 use utoipa::ToSchema;
 
 use super::context::Context;
+use super::durability::Preferred;
 use super::extract::Raw;
 use super::orders::check_lines;
 use super::problem::{Code, Problem};
@@ -24,6 +25,7 @@ use crate::domain::names::PaymentId;
 use crate::domain::order::Line;
 use crate::lanes::LaneError;
 use crate::lanes::command::{Confirm, FailPayment};
+use crate::lanes::reply::{Failed, Stamped};
 
 /// Seconds since 1970 have ten digits for another 260 years.
 const TIMESTAMP_DIGITS_MAX: usize = 12;
@@ -59,6 +61,7 @@ pub struct PaymentData {
     responses(
         (status = 204, description = "Heard, whatever comes of it"),
         (status = 401, description = "invalid-signature: forged or stale"),
+        (status = 503, description = "Not done, or not known to be as durable as service and sale ask for: send it again"),
     ),
 )]
 pub async fn receive(State(api): State<Api>, Raw { parts, body }: Raw) -> Answer {
@@ -125,7 +128,8 @@ async fn succeeded(
     let Some(id) = order(api, &paid.order_id)? else { return Ok("unknown-order") };
     let lines = paid.lines.unwrap_or_default();
     let payment = paid.payment_id;
-    match api.pay(Confirm { id, payment, lines, cause: Cause::Webhook, trace }).await {
+    let command = Confirm { id, payment, lines, cause: Cause::Webhook, trace };
+    match api.pay(command, Preferred::NOTHING).await {
         Ok(_) => Ok("confirmed"),
         Err(problem) if is_final(&problem) => Ok("refund-due"),
         Err(problem) => Err(problem),
@@ -146,8 +150,14 @@ async fn failed(
     let Some(id) = order(api, &failed.order_id)? else { return Ok("unknown-order") };
     let payment = failed.payment_id;
     let command = FailPayment { id: id.clone(), payment, cause: Cause::Webhook, trace };
+    let wanted = api.wanted(Preferred::NOTHING, api.sale_of(&id).await?.as_deref());
     match api.lanes.fail_payment(command).await {
-        Ok(_) => Ok("failed"),
+        Ok(Stamped { marks, outcome, .. }) => {
+            if let Failed::Failed(order) | Failed::Ignored(order) = outcome {
+                api.reach(wanted, &order, marks).await?;
+            }
+            Ok("failed")
+        }
         Err(LaneError::Missing) if api.is_archived(&id.lane().sale).await? => Ok("failed"),
         Err(error) => Err(Problem::change(&error)),
     }

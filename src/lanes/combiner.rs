@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::command::Command;
 use super::keys::LaneKeys;
+use super::marks::Watch;
 use super::reply::Marks;
 use super::{LaneError, Shared};
 use crate::domain::time::Timestamp;
@@ -35,8 +36,16 @@ pub(super) struct Waiting {
     pub send_by: Instant,
 }
 
+/// Where the lane stands, and what it says to each command.
+type Replies = (Marks, Vec<Result<RawReply, LaneError>>);
+
 /// Runs until every sender is gone and the queue is empty.
-pub(super) async fn run(shared: Arc<Shared>, keys: LaneKeys, mut queue: mpsc::Receiver<Waiting>) {
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    keys: LaneKeys,
+    watch: Arc<Watch>,
+    mut queue: mpsc::Receiver<Waiting>,
+) {
     let mut batch = Batch::default();
     // The first command that no longer fitted into the last call.
     let mut left_over = None;
@@ -57,7 +66,9 @@ pub(super) async fn run(shared: Arc<Shared>, keys: LaneKeys, mut queue: mpsc::Re
             }
             batch.add(next);
         }
-        batch.send(&shared, &keys).await;
+        if let Some(marks) = batch.send(&shared, &keys).await {
+            watch.tell(marks);
+        }
     }
 }
 
@@ -73,7 +84,8 @@ impl Batch {
         self.waiting.push(waiting);
     }
 
-    async fn send(&mut self, shared: &Shared, keys: &LaneKeys) {
+    /// Sends it and answers everybody; says where the lane stands.
+    async fn send(&mut self, shared: &Shared, keys: &LaneKeys) -> Option<Marks> {
         self.weight = 0;
         let now = Instant::now();
         for late in self.waiting.extract_if(.., |waiting| waiting.send_by < now) {
@@ -81,7 +93,7 @@ impl Batch {
             answer(late, Err(LaneError::Unavailable("the lane did not get to it in time".into())));
         }
         if self.waiting.is_empty() {
-            return;
+            return None;
         }
         let sent = self.waiting.len();
         let started = Instant::now();
@@ -89,16 +101,18 @@ impl Batch {
         shared.metrics.call_seconds.observe(started.elapsed().as_secs_f64());
         shared.metrics.call_commands.observe(sent as f64);
         match result {
-            Ok(replies) => {
+            Ok((marks, replies)) => {
                 for (waiting, reply) in self.waiting.drain(..).zip(replies) {
                     answer(waiting, reply);
                 }
+                Some(marks)
             }
             Err(error) => {
                 tracing::warn!(lane = keys.lane(), commands = sent, %error, "a lane's call failed");
                 for waiting in self.waiting.drain(..) {
                     answer(waiting, Err(error.clone()));
                 }
+                None
             }
         }
     }
@@ -110,11 +124,7 @@ fn answer(waiting: Waiting, reply: Result<RawReply, LaneError>) {
     }
 }
 
-async fn call(
-    shared: &Shared,
-    keys: &LaneKeys,
-    batch: &[Waiting],
-) -> Result<Vec<Result<RawReply, LaneError>>, LaneError> {
+async fn call(shared: &Shared, keys: &LaneKeys, batch: &[Waiting]) -> Result<Replies, LaneError> {
     let script = &shared.scripts.lane;
     let mut call = script.call(keys.all());
     call.arg(Utc::now().timestamp_millis());
@@ -129,7 +139,7 @@ async fn call(
 }
 
 /// Reads `{ now, epoch, seq, logged, recorded, replies }`, a reply a line.
-fn read(value: Value, commands: usize) -> Result<Vec<Result<RawReply, LaneError>>, LaneError> {
+fn read(value: Value, commands: usize) -> Result<Replies, LaneError> {
     let protocol = |what: &str| LaneError::Protocol(what.to_owned());
     let [now, epoch, seq, logged, recorded, replies]: [String; 6] =
         FromRedisValue::from_redis_value(value).map_err(|e| LaneError::Protocol(e.to_string()))?;
@@ -149,5 +159,5 @@ fn read(value: Value, commands: usize) -> Result<Vec<Result<RawReply, LaneError>
     if replies.len() != commands {
         return Err(protocol("the number of replies is not that of the commands"));
     }
-    Ok(replies)
+    Ok((marks, replies))
 }

@@ -9,6 +9,7 @@ mod combiner;
 pub mod command;
 mod connection;
 mod keys;
+mod marks;
 mod metrics;
 pub mod outbox;
 pub mod reply;
@@ -34,6 +35,7 @@ use self::command::{
 use self::connection::Connections;
 pub use self::connection::{BLOCK_MAX, CallError};
 pub use self::keys::LaneKeys;
+use self::marks::Watch;
 use self::metrics::Metrics;
 use self::reply::{
     Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, Previewed,
@@ -139,9 +141,10 @@ struct Shared {
     queue_wait_max: Duration,
 }
 
-/// One lane's queue.
+/// One lane's queue, and who waits for its marks.
 struct Lane {
     queue: mpsc::Sender<Waiting>,
+    watch: Arc<Watch>,
     used: Instant,
 }
 
@@ -155,8 +158,6 @@ pub struct Lanes {
 
 /// A lane nobody talked to for so long loses its queue and task until it is wanted again.
 const IDLE_AFTER: Duration = Duration::from_secs(60);
-/// How often a wait for the database looks at the lane's marks.
-const MARKS_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Lanes {
     /// Connects to nothing yet.
@@ -284,25 +285,6 @@ impl Lanes {
         Ok(read(self.submit(lane, Command::Marks).await?, reply::marks)?.marks)
     }
 
-    /// Waits until the database has event `seq` of the lane; false if it has not by `timeout`.
-    pub async fn wait_recorded(
-        &self,
-        lane: &LaneId,
-        seq: u64,
-        timeout: Duration,
-    ) -> Result<bool, LaneError> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            if self.marks(lane).await?.recorded >= seq {
-                return Ok(true);
-            }
-            if Instant::now() >= deadline {
-                return Ok(false);
-            }
-            tokio::time::sleep(MARKS_INTERVAL).await;
-        }
-    }
-
     /// Puts a command into its lane's queue and waits for the answer.
     async fn submit(&self, lane: &LaneId, command: Command) -> Result<RawReply, LaneError> {
         let (answer, answered) = oneshot::channel();
@@ -314,28 +296,41 @@ impl Lanes {
     }
 
     fn enqueue(&self, lane: &LaneId, waiting: Waiting) -> Result<(), LaneError> {
+        match self.with(lane, |lane| lane.queue.try_send(waiting)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_)) => {
+                self.shared.metrics.queue_full.inc();
+                Err(LaneError::QueueFull)
+            }
+            Err(TrySendError::Closed(_)) => {
+                // It can only have panicked: the next command gets a new one.
+                self.lanes.lock().expect("no panic while the lanes are locked").remove(lane);
+                Err(LaneError::Unavailable("the lane's combiner ended".into()))
+            }
+        }
+    }
+
+    fn watch(&self, lane: &LaneId) -> Arc<Watch> {
+        self.with(lane, |lane| lane.watch.clone())
+    }
+
+    /// What somebody wants of a lane, which gets its queue and task where it has none.
+    fn with<T>(&self, id: &LaneId, want: impl FnOnce(&mut Lane) -> T) -> T {
         let mut lanes = self.lanes.lock().expect("no panic while the lanes are locked");
-        if let Some(known) = lanes.get_mut(lane) {
-            known.used = Instant::now();
-            return match known.queue.try_send(waiting) {
-                Ok(()) => Ok(()),
-                Err(TrySendError::Full(_)) => {
-                    self.shared.metrics.queue_full.inc();
-                    Err(LaneError::QueueFull)
-                }
-                Err(TrySendError::Closed(_)) => {
-                    // It can only have panicked: the next command gets a new one.
-                    lanes.remove(lane);
-                    Err(LaneError::Unavailable("the lane's combiner ended".into()))
-                }
-            };
+        if let Some(lane) = lanes.get_mut(id) {
+            lane.used = Instant::now();
+            return want(lane);
         }
         let (queue, waitings) = mpsc::channel(self.shared.options.queue_max);
-        queue.try_send(waiting).map_err(|_| LaneError::QueueFull)?;
-        self.combiners.spawn(combiner::run(self.shared.clone(), LaneKeys::new(lane), waitings));
-        lanes.insert(lane.clone(), Lane { queue, used: Instant::now() });
+        let watch = Arc::new(Watch::new());
+        let combining =
+            combiner::run(self.shared.clone(), LaneKeys::new(id), watch.clone(), waitings);
+        self.combiners.spawn(combining);
+        let mut lane = Lane { queue, watch, used: Instant::now() };
+        let wanted = want(&mut lane);
+        lanes.insert(id.clone(), lane);
         self.shared.metrics.lanes.set(lanes.len() as i64);
-        Ok(())
+        wanted
     }
 
     /// Forgets lanes that nobody has talked to for a minute; their combiners end.

@@ -4,6 +4,7 @@
 use std::str::FromStr;
 
 use super::command::Reserve;
+use crate::domain::durability::Durability;
 use crate::domain::ids::{AdjustmentId, OrderId};
 use crate::domain::names::Sku;
 use crate::domain::order::{Line, Order, Quantity, RefundReason, Status};
@@ -18,6 +19,19 @@ pub struct Marks {
     pub seq: u64,
     pub logged: u64,
     pub recorded: u64,
+}
+
+impl Marks {
+    /// How far event `seq` of the lane has got.
+    pub fn reached(&self, seq: u64) -> Durability {
+        if self.recorded >= seq {
+            Durability::Recorded
+        } else if self.logged >= seq {
+            Durability::Logged
+        } else {
+            Durability::Memory
+        }
+    }
 }
 
 /// An outcome, the lane's time and marks when it came about.

@@ -124,7 +124,7 @@ async fn what_an_adjustment_needs_is_checked_in_order() {
 
 #[tokio::test]
 async fn an_adjustment_that_is_not_recorded_in_time_may_have_happened() {
-    let stack = Stack::with("unrecorded", |config| config.http.recorded_timeout_ms = 50).await;
+    let stack = Stack::with("unrecorded", |config| config.http.durability_timeout_ms = 50).await;
     stack.define(5, json!({})).await;
     let path = format!("/v1/sales/{}/stock/a/adjustments", stack.sale);
     let body = json!({"delta": 1, "reason": "other"});
@@ -388,7 +388,7 @@ async fn what_an_undo_needs_is_checked_in_order() {
 
 #[tokio::test]
 async fn an_undo_that_is_not_recorded_in_time_may_have_happened() {
-    let stack = Stack::with("undo_unknown", |config| config.http.recorded_timeout_ms = 50).await;
+    let stack = Stack::with("undo_unknown", |config| config.http.durability_timeout_ms = 50).await;
     stack.define(5, json!({})).await;
     let adjust = || {
         let call = stack.adjusting("a", json!({"delta": 1, "reason": "other"}));

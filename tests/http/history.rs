@@ -116,7 +116,7 @@ async fn an_order_that_nobody_placed_has_no_history() {
 
 #[tokio::test]
 async fn the_history_of_an_order_placed_just_now_waits_for_its_first_step() {
-    let stack = Stack::with("waits", |config| config.http.recorded_timeout_ms = 50).await;
+    let stack = Stack::with("waits", |config| config.http.durability_timeout_ms = 50).await;
     stack.define(9, json!({})).await;
     let id = stack.hold("b").await;
     history(&stack, &id).await.is(503, "unavailable");
@@ -127,7 +127,7 @@ async fn the_history_of_an_order_placed_just_now_waits_for_its_first_step() {
     stack.record().await;
     assert_eq!(steps(&stack, &id).await.len(), 2);
 
-    let patient = Stack::with("patient", |config| config.http.recorded_timeout_ms = 20_000).await;
+    let patient = Stack::with("patient", |config| config.http.durability_timeout_ms = 20_000).await;
     patient.define(9, json!({})).await;
     let id = patient.hold("b").await;
     let steps = patient.recording(steps(&patient, &id)).await;

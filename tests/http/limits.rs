@@ -121,7 +121,7 @@ async fn answers_about_orders_tell_their_limits() {
 async fn one_request_too_many_is_overloaded_after_the_fields() {
     let stack = Stack::with("load", |config| {
         config.admission.in_flight_max = 1;
-        config.http.recorded_timeout_ms = 1_500;
+        config.http.durability_timeout_ms = 1_500;
     })
     .await;
     stack.define(5, json!({})).await;

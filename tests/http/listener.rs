@@ -156,7 +156,7 @@ async fn http_2_is_spoken_by_prior_knowledge() {
 
 #[tokio::test]
 async fn what_is_in_flight_is_answered_before_the_end() {
-    let stack = Stack::with("drain", |config| config.http.recorded_timeout_ms = 5_000).await;
+    let stack = Stack::with("drain", |config| config.http.durability_timeout_ms = 5_000).await;
     stack.define(5, json!({})).await;
     let path = format!("/v1/sales/{}/stock/a/adjustments", stack.sale);
     let adjust = stack.post(&path).header("Idempotency-Key", "k");

@@ -5,6 +5,7 @@ mod adjustments;
 mod archive;
 mod checks;
 mod dead_letters;
+mod durability;
 mod health;
 mod history;
 mod life;

@@ -91,7 +91,7 @@ async fn impossible_definitions_are_refused() {
         (json!({"retention_days": 3651}), "/retention_days"),
         (json!({"per_buyer_limit": 0}), "/per_buyer_limit"),
         (json!({"lanes": 2}), "/lanes"),
-        (json!({"min_durability": "logged"}), "/min_durability"),
+        (json!({"min_durability": "carved"}), "/min_durability"),
         (json!({"version": 1}), "/version"),
         (json!({"opens_at": "tomorrow"}), "/opens_at"),
         (json!({"skus": []}), "/skus"),

@@ -1,7 +1,8 @@
 //! What a lane promises to the relay.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use holdfast::domain::durability::Durability;
 use holdfast::lanes::Advance;
 use holdfast::lanes::reply::{Confirmed, Marks, Refusal};
 
@@ -15,7 +16,7 @@ async fn crowded(events: u64) -> Sale {
     sale
 }
 
-fn marks(seq: u64, logged: u64, recorded: u64) -> Marks {
+fn marks_of(seq: u64, logged: u64, recorded: u64) -> Marks {
     Marks { epoch: EPOCH, seq, logged, recorded }
 }
 
@@ -24,11 +25,11 @@ async fn marks_only_rise() {
     let sale = Sale::of(&[("phone", 9)]).await;
     held(sale.reserve("ann", "k", &[("phone", 1)]).await);
     for (logged, recorded, expected) in [
-        (1, 0, marks(2, 1, 0)),
-        (0, 0, marks(2, 1, 0)),
-        (0, 1, marks(2, 1, 1)),
-        (2, 2, marks(2, 2, 2)),
-        (1, 1, marks(2, 2, 2)),
+        (1, 0, marks_of(2, 1, 0)),
+        (0, 0, marks_of(2, 1, 0)),
+        (0, 1, marks_of(2, 1, 1)),
+        (2, 2, marks_of(2, 2, 2)),
+        (1, 1, marks_of(2, 2, 2)),
     ] {
         let trimmed = expected.recorded;
         let advance = sale.advance("relay", logged, recorded).await;
@@ -46,7 +47,7 @@ async fn a_lane_behind_what_is_recorded_of_it_lets_go_of_nothing() {
     let (before, events) = (kept().await, sale.events_after(0).await);
     for (logged, recorded) in [(3, 0), (3, 3), (1, 3)] {
         let advance = sale.advance("relay", logged, recorded).await;
-        assert_eq!(advance, Advance::Behind { marks: marks(2, 1, 0) });
+        assert_eq!(advance, Advance::Behind { marks: marks_of(2, 1, 0) });
     }
     assert_eq!((kept().await, sale.events_after(0).await), (before, events));
 }
@@ -56,9 +57,9 @@ async fn one_relay_at_a_time_has_a_lane_and_another_takes_it_when_the_lease_is_o
     let sale = Sale::of(&[("phone", 9)]).await;
     let advance = async |relay, lease_ms| {
         let lease = Duration::from_millis(lease_ms);
-        sale.lanes.advance(&sale.lane, marks(0, 1, 1), relay, lease).await.unwrap()
+        sale.lanes.advance(&sale.lane, marks_of(0, 1, 1), relay, lease).await.unwrap()
     };
-    let ok = Advance::Leased { marks: marks(1, 1, 1), trimmed: 1 };
+    let ok = Advance::Leased { marks: marks_of(1, 1, 1), trimmed: 1 };
     assert_eq!(advance("one", 60_000).await, ok);
     assert_eq!(advance("two", 60_000).await, Advance::LeasedElsewhere);
     assert_eq!(advance("one", 50).await, ok, "it renews its own");
@@ -112,10 +113,10 @@ async fn beyond_half_its_bound_the_outbox_lets_go_of_what_kafka_has() {
     }
     // 11 events, of which 1 is recorded: not yet beyond half.
     let advance = sale.advance("relay", 8, 1).await;
-    assert_eq!(advance, Advance::Leased { marks: marks(11, 8, 1), trimmed: 1 });
+    assert_eq!(advance, Advance::Leased { marks: marks_of(11, 8, 1), trimmed: 1 });
     held(sale.reserve("ann", "one-more", &[("phone", 1)]).await);
     let advance = sale.advance("relay", 9, 1).await;
-    assert_eq!(advance, Advance::Leased { marks: marks(12, 9, 1), trimmed: 9 });
+    assert_eq!(advance, Advance::Leased { marks: marks_of(12, 9, 1), trimmed: 9 });
     let kept: Vec<_> = sale.events_after(0).await.iter().map(|event| event.seq).collect();
     assert_eq!(kept, [10, 11, 12]);
 }
@@ -144,6 +145,46 @@ async fn a_read_that_may_wait_ends_when_there_is_news() {
     let waiting = sale.lanes.read_outboxes(&from, 10, Duration::from_secs(10));
     let (read, _) = tokio::join!(waiting, sale.reserve("ann", "k", &[("phone", 1)]));
     assert_eq!(read.unwrap()[0].0, sale.lane);
-    assert!(sale.lanes.wait_recorded(&sale.lane, 0, Duration::ZERO).await.unwrap());
-    assert!(!sale.lanes.wait_recorded(&sale.lane, 2, Duration::ZERO).await.unwrap());
+}
+
+#[tokio::test]
+async fn all_who_wait_for_a_lane_share_one_look_at_it() {
+    let server = crate::redis_server::RedisServer::start(&[]);
+    let sale = Sale::on(&server.url(), &options()).await;
+    sale.define(1, definition(&[("phone", 9)])).await;
+    held(sale.reserve("ann", "k", &[("phone", 1)]).await);
+    let known = sale.lanes.marks(&sale.lane).await.unwrap();
+    let calls = async || {
+        let mut redis = sale.redis.clone();
+        let mut info = redis::cmd("INFO");
+        let stats: String = info.arg("commandstats").query_async(&mut redis).await.unwrap();
+        let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        line.unwrap().split_once(',').unwrap().0.parse::<u64>().unwrap()
+    };
+    let wait = |level, timeout| sale.lanes.wait_for(&sale.lane, level, 2, known, timeout);
+    let (before, began) = (calls().await, Instant::now());
+    let in_vain = || wait(Durability::Recorded, Duration::from_millis(300));
+    let waited = futures_util::future::join_all((0..200).map(|_| in_vain())).await;
+    assert!(waited.iter().all(Option::is_none));
+    let looks = calls().await - before;
+    assert!((1..=began.elapsed().as_millis() as u64 / 10).contains(&looks), "{looks}");
+
+    let patient = || wait(Durability::Logged, Duration::from_secs(60));
+    let waiting = futures_util::future::join_all((0..200).map(|_| patient()));
+    let (waited, _) = tokio::join!(waiting, sale.advance("relay", 2, 0));
+    assert!(waited.iter().all(|marks| *marks == Some(marks_of(2, 2, 0))), "{waited:?}");
+    assert!(wait(Durability::Memory, Duration::ZERO).await.is_some(), "it has that already");
+
+    // Whoever looks ends when nobody waits, and another begins when somebody does.
+    wait_until("nobody looks at the lane", async || {
+        let before = calls().await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        calls().await == before
+    })
+    .await;
+    let (waited, _) = tokio::join!(
+        wait(Durability::Recorded, Duration::from_secs(60)),
+        sale.advance("relay", 2, 2)
+    );
+    assert_eq!(waited, Some(marks_of(2, 2, 2)));
 }

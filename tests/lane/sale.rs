@@ -98,6 +98,7 @@ pub fn definition(skus: &[(&str, i64)]) -> Definition {
         payment_grace_seconds: 0,
         max_hold_seconds: None,
         per_buyer_limit: None,
+        min_durability: None,
         retention_days: 7,
         lanes: 1,
         skus: skus

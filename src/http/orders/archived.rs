@@ -31,6 +31,11 @@ fn confirm(order: &Order, payment: &PaymentId) -> Result<(), RefundReason> {
     }
 }
 
+/// Whether a sale is, as somebody has it.
+pub(super) fn is_archived(sale: Option<&Sale>) -> bool {
+    sale.is_some_and(|sale| sale.phase.archived)
+}
+
 impl Api {
     pub(super) async fn show_recorded(&self, id: &OrderId) -> Answer {
         let order = self.recorded_order(id).await?.ok_or_else(order_not_found)?;
@@ -72,24 +77,30 @@ impl Api {
         self.ledger.order(id).await.map_err(|e| Problem::ledger(&e))
     }
 
-    /// Whether our copy says that the order's sale is archived. Another instance may know better.
+    /// The order's sale as our copy has it. Another instance may know better.
+    pub(in crate::http) async fn sale_of(
+        &self,
+        id: &OrderId,
+    ) -> Result<Option<Arc<Sale>>, Problem> {
+        self.catalog.sale(&id.lane().sale).await.map_err(|e| Problem::ledger(&e))
+    }
+
+    /// Whether our copy says that the order's sale is archived.
     pub(super) async fn is_known_archived(&self, id: &OrderId) -> Result<bool, Problem> {
-        let sale = self.catalog.sale(&id.lane().sale).await.map_err(|e| Problem::ledger(&e))?;
-        Ok(sale.is_some_and(|sale| sale.phase.archived))
+        Ok(is_archived(self.sale_of(id).await?.as_deref()))
     }
 
     /// The same, looking at the database where our copy is not of just now: asked where a lane is
     /// not in Redis. While the database is away, the copy has the last word.
     pub(in crate::http) async fn is_archived(&self, id: &SaleId) -> Result<bool, Problem> {
         let known = async || self.catalog.sale(id).await.map_err(|e| Problem::ledger(&e));
-        let archived = |sale: Option<Arc<Sale>>| sale.is_some_and(|sale| sale.phase.archived);
-        if archived(known().await?) {
+        if is_archived(known().await?.as_deref()) {
             return Ok(true);
         }
         if let Err(error) = self.catalog.no_older_than(LOOK_AGAIN_AFTER).await {
             tracing::warn!(%error, sale = %id, "a lane is missing, and the catalog cannot be read");
         }
-        Ok(archived(known().await?))
+        Ok(is_archived(known().await?.as_deref()))
     }
 
     /// The secret of this version, which some sale is made with.

@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::domain::durability::Durability;
 use crate::domain::history::HistoryStep;
 use crate::domain::ids::OrderId;
 use crate::http::auth::OrdersCaller;
@@ -66,17 +67,16 @@ impl Api {
         if self.is_known_archived(id).await? {
             return Ok(());
         }
-        let order = match self.lanes.get(id.clone()).await {
-            Ok(Stamped { outcome: Some(order), .. }) => order,
+        let (order, marks) = match self.lanes.get(id.clone()).await {
+            Ok(Stamped { outcome: Some(order), marks, .. }) => (order, marks),
             Ok(Stamped { outcome: None, .. }) => return Err(order_not_found()),
             Err(LaneError::Missing) if self.is_archived(&lane.sale).await? => return Ok(()),
             Err(error) => return Err(Problem::read(&error)),
         };
-        let timeout = self.options.recorded_timeout;
-        match self.lanes.wait_recorded(lane, order.seq, timeout).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Problem::new(Code::Unavailable, "the order is not recorded yet")),
-            Err(error) => Err(Problem::read(&error)),
-        }
+        let timeout = self.options.durability_timeout;
+        let recorded =
+            self.lanes.wait_for(lane, Durability::Recorded, order.seq, marks, timeout).await;
+        let unrecorded = || Problem::new(Code::Unavailable, "the order is not recorded yet");
+        recorded.map(|_| ()).ok_or_else(unrecorded)
     }
 }

@@ -15,8 +15,9 @@ use utoipa::{IntoParams, ToSchema};
 
 pub use self::payments::{BeginPayment, ConfirmOrder};
 pub use self::returns::ReturnOrder;
-pub use self::view::{Durability, OrderList, OrderView};
+pub use self::view::{OrderList, OrderView};
 use super::auth::OrdersCaller;
+use super::durability::{PREFER, Preferred, UNREACHED, Wanted};
 use super::extract::{
     Json, Keyed, Members, NoParameters, OptionalJson, Parameters, Params, PathNames, Query, Text,
     bare_key, order_not_found, sale_not_found, sku_not_found,
@@ -25,7 +26,7 @@ use super::problem::{Code, FieldError, Problem};
 use super::{Answer, Api, cursor, json};
 use crate::domain::ids::{LaneId, OrderId};
 use crate::domain::names::{BuyerId, IdempotencyKey, SaleId};
-use crate::domain::order::{LINES_MAX, Line, Order, Status};
+use crate::domain::order::{LINES_MAX, Line, Status};
 use crate::lanes::LaneError;
 use crate::lanes::command::{Cancel, Reserve};
 use crate::lanes::reply::{Cancelled, Refusal, Reserved, Stamped};
@@ -137,22 +138,27 @@ impl Parameters for ListOrders {
 #[utoipa::path(
     post, path = "/v1/orders", operation_id = "place_order", tag = "orders",
     params(("Idempotency-Key" = IdempotencyKey, Header,
-        description = "Scoped to sale and buyer. The same key with the same meaning finds the same order.")),
+        description = "Scoped to sale and buyer. The same key with the same meaning finds the same order."),
+        ("Prefer" = Option<String>, Header, description = PREFER)),
     request_body = PlaceOrder,
     responses(
         (status = 201, description = "You have it: held, or a replay that is still held", body = OrderView,
             headers(("Location" = String, description = "/v1/orders/{id}"),
-                ("Idempotent-Replayed" = bool, description = "true where the key was seen before"))),
+                ("Idempotent-Replayed" = bool, description = "true where the key was seen before"),
+                ("Preference-Applied" = String, description = "durability=LEVEL, as served"))),
         (status = 200, description = "A replay; it has been confirmed since", body = OrderView,
-            headers(("Idempotent-Replayed" = bool, description = "true"))),
+            headers(("Idempotent-Replayed" = bool, description = "true"),
+                ("Preference-Applied" = String, description = "durability=LEVEL, as served"))),
         (status = 409, description = "You don't: sale-archived, sale-closed, sale-not-open, sale-paused, purchase-limit, sold-out, order-cancelled, order-expired"),
         (status = 422, description = "idempotency-key-reused"),
+        (status = 503, description = UNREACHED),
     ),
     security(("key" = []))
 )]
 pub async fn place(
     State(api): State<Api>,
     OrdersCaller(caller): OrdersCaller,
+    preferred: Preferred,
     keyed: Keyed<PlaceOrder>,
 ) -> Answer {
     let Keyed { key, members: asked } = keyed;
@@ -167,16 +173,30 @@ pub async fn place(
         hold_seconds: asked.hold_seconds.map(|s| u32::try_from(s).unwrap_or(u32::MAX)),
         trace: caller.trace(),
     };
-    match api.lanes.reserve(command).await {
+    let wanted = api.wanted(preferred, Some(&sale));
+    let answer = match api.lanes.reserve(command).await {
         Ok(Stamped { now, marks, outcome }) => match outcome {
-            Reserved::Held(order) => Ok(created(&OrderView::new(order, now, marks))),
-            Reserved::Replayed(order) => Ok(replayed(OrderView::new(order, now, marks))),
+            Reserved::Held(order) => {
+                let marks = api.reach(wanted, &order, marks).await?;
+                Ok(created(&OrderView::new(order, now, marks)))
+            }
+            Reserved::Replayed(order) => {
+                let marks = match order.status_at(now) {
+                    // Refused.
+                    Status::Cancelled | Status::Expired => marks,
+                    Status::Held | Status::Paying | Status::Confirmed | Status::Returned => {
+                        api.reach(wanted, &order, marks).await?
+                    }
+                };
+                Ok(replayed(OrderView::new(order, now, marks)))
+            }
             Reserved::KeyReused => Err(key_reused()),
             Reserved::Refused(refusal) => Err(refused(refusal)),
         },
         Err(LaneError::Missing) if api.is_archived(&sale.id).await? => Err(sale_archived()),
         Err(error) => Err(Problem::change(&error)),
-    }
+    };
+    wanted.told(answer)
 }
 
 fn created(order: &OrderView) -> Response {
@@ -325,12 +345,14 @@ pub async fn list(
 /// Gives the stock back.
 #[utoipa::path(
     post, path = "/v1/orders/{order_id}/cancel", operation_id = "cancel_order", tag = "orders",
-    params(("order_id" = OrderId, Path)),
+    params(("order_id" = OrderId, Path), ("Prefer" = Option<String>, Header, description = PREFER)),
     request_body(content = Option<CancelOrder>, description = "May be left out"),
     responses(
-        (status = 200, description = "Cancelled, now or before", body = OrderView),
+        (status = 200, description = "Cancelled, now or before", body = OrderView,
+            headers(("Preference-Applied" = String, description = "durability=LEVEL, as served"))),
         (status = 404, description = "order-not-found"),
         (status = 409, description = "order-confirmed, with the order; sale-archived"),
+        (status = 503, description = UNREACHED),
     ),
     security(("key" = []))
 )]
@@ -338,44 +360,52 @@ pub async fn cancel(
     State(api): State<Api>,
     OrdersCaller(caller): OrdersCaller,
     names: PathNames,
+    preferred: Preferred,
     OptionalJson(asked): OptionalJson<CancelOrder>,
 ) -> Answer {
     let _in_flight = api.enter()?;
     let id = api.genuine(&names)?;
-    if api.is_known_archived(&id).await? {
-        return api.cancel_recorded(&id, order_not_found).await;
+    let sale = api.sale_of(&id).await?;
+    let wanted = api.wanted(preferred, sale.as_deref());
+    if archived::is_archived(sale.as_deref()) {
+        return wanted.told(api.cancel_recorded(&id, order_not_found).await);
     }
     let reason = asked.reason.map(String::from);
     let command = Cancel { id, tombstone_for: None, reason, trace: caller.trace() };
-    api.cancel(command, order_not_found).await
+    wanted.told(api.cancel(command, wanted, order_not_found).await)
 }
 
 /// Cancels by what the order was placed with, for a caller that never got its answer. Where there
 /// is no order, the one that comes later with that key gets `order-cancelled`.
 #[utoipa::path(
     post, path = "/v1/orders/cancel", operation_id = "cancel_order_by_key", tag = "orders",
+    params(("Prefer" = Option<String>, Header, description = PREFER)),
     request_body = CancelByKey,
     responses(
-        (status = 200, description = "Cancelled, now or before; without lines where there was no order", body = OrderView),
+        (status = 200, description = "Cancelled, now or before; without lines where there was no order", body = OrderView,
+            headers(("Preference-Applied" = String, description = "durability=LEVEL, as served"))),
         (status = 404, description = "sale-not-found"),
         (status = 409, description = "order-confirmed, with the order; sale-archived"),
+        (status = 503, description = UNREACHED),
     ),
     security(("key" = []))
 )]
 pub async fn cancel_by_key(
     State(api): State<Api>,
     OrdersCaller(caller): OrdersCaller,
+    preferred: Preferred,
     Json(asked): Json<CancelByKey>,
 ) -> Answer {
     let _in_flight = api.enter()?;
     let sale = api.sale(&asked.sale_id).await?;
     let id = api.order_id_of(&sale, &asked.buyer_id, &asked.idempotency_key).await?;
+    let wanted = api.wanted(preferred, Some(&sale));
     if sale.phase.archived {
-        return api.cancel_recorded(&id, sale_archived).await;
+        return wanted.told(api.cancel_recorded(&id, sale_archived).await);
     }
     let tombstone_for = Some(asked.buyer_id);
     let command = Cancel { id, tombstone_for, reason: None, trace: caller.trace() };
-    api.cancel(command, sale_archived).await
+    wanted.told(api.cancel(command, wanted, sale_archived).await)
 }
 
 impl Api {
@@ -405,24 +435,22 @@ impl Api {
         if genuine { Ok(id) } else { Err(order_not_found()) }
     }
 
-    async fn cancel(&self, command: Cancel, if_unknown: fn() -> Problem) -> Answer {
+    async fn cancel(&self, command: Cancel, wanted: Wanted, if_unknown: fn() -> Problem) -> Answer {
         let id = command.id.clone();
         match self.lanes.cancel(command).await {
-            Ok(Stamped { now, marks, outcome }) => {
-                let view = |order: Order| OrderView::new(order, now, marks);
-                match outcome {
-                    Cancelled::Cancelled(order) | Cancelled::Same(order) => {
-                        Ok(json(StatusCode::OK, &view(order)))
-                    }
-                    Cancelled::Sold(order) => {
-                        let order = view(order);
-                        Err(about(over(order.status), order))
-                    }
-                    Cancelled::Unknown => Err(order_not_found()),
-                    Cancelled::Archived => Err(sale_archived()),
-                    Cancelled::Overloaded => Err(Problem::overloaded()),
+            Ok(Stamped { now, marks, outcome }) => match outcome {
+                Cancelled::Cancelled(order) | Cancelled::Same(order) => {
+                    let marks = self.reach(wanted, &order, marks).await?;
+                    Ok(json(StatusCode::OK, &OrderView::new(order, now, marks)))
                 }
-            }
+                Cancelled::Sold(order) => {
+                    let order = OrderView::new(order, now, marks);
+                    Err(about(over(order.status), order))
+                }
+                Cancelled::Unknown => Err(order_not_found()),
+                Cancelled::Archived => Err(sale_archived()),
+                Cancelled::Overloaded => Err(Problem::overloaded()),
+            },
             Err(LaneError::Missing) if self.is_archived(&id.lane().sale).await? => {
                 self.cancel_recorded(&id, if_unknown).await
             }

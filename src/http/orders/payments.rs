@@ -5,12 +5,14 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::archived::is_archived;
 use super::{OrderView, about, check_lines, over, sale_archived};
 use crate::domain::event::Cause;
 use crate::domain::ids::{OrderId, RefundId};
 use crate::domain::names::PaymentId;
 use crate::domain::order::{Line, RefundReason};
 use crate::http::auth::OrdersCaller;
+use crate::http::durability::{PREFER, Preferred, UNREACHED, Wanted};
 use crate::http::extract::{Json, Members, PathNames, order_not_found};
 use crate::http::problem::{Code, FieldError, Problem};
 use crate::http::{Answer, Api, json};
@@ -49,13 +51,15 @@ impl Members for ConfirmOrder {
 /// its place.
 #[utoipa::path(
     post, path = "/v1/orders/{order_id}/begin-payment", operation_id = "begin_payment", tag = "orders",
-    params(("order_id" = OrderId, Path)),
+    params(("order_id" = OrderId, Path), ("Prefer" = Option<String>, Header, description = PREFER)),
     request_body = BeginPayment,
     responses(
-        (status = 200, description = "Held at least until `expires_at`", body = OrderView),
+        (status = 200, description = "Held at least until `expires_at`", body = OrderView,
+            headers(("Preference-Applied" = String, description = "durability=LEVEL, as served"))),
         (status = 404, description = "order-not-found"),
         (status = 409, description = "order-cancelled, order-expired, order-confirmed, order-returned, or, \
             where this payment must be given back, why; each with the order; sale-archived"),
+        (status = 503, description = UNREACHED),
     ),
     security(("key" = []))
 )]
@@ -63,20 +67,26 @@ pub async fn begin_payment(
     State(api): State<Api>,
     OrdersCaller(caller): OrdersCaller,
     names: PathNames,
+    preferred: Preferred,
     Json(asked): Json<BeginPayment>,
 ) -> Answer {
     let _in_flight = api.enter()?;
     let id = api.genuine(&names)?;
-    if api.is_known_archived(&id).await? {
+    let sale = api.sale_of(&id).await?;
+    if is_archived(sale.as_deref()) {
         return api.begin_recorded(&id).await;
     }
+    let wanted = api.wanted(preferred, sale.as_deref());
     let payment = asked.payment_id.clone();
     let begin = command::BeginPayment { id: id.clone(), payment, trace: caller.trace() };
     match api.lanes.begin_payment(begin).await {
         Ok(Stamped { now, marks, outcome }) => {
             let view = |order| OrderView::new(order, now, marks);
             match outcome {
-                Begun::Begun(order) | Begun::Same(order) => Ok(json(StatusCode::OK, &view(order))),
+                Begun::Begun(order) | Begun::Same(order) => {
+                    let marks = api.reach(wanted, &order, marks).await?;
+                    wanted.told(Ok(json(StatusCode::OK, &OrderView::new(order, now, marks))))
+                }
                 Begun::Over(order) => {
                     let order = view(order);
                     Err(about(over(order.status), order))
@@ -98,13 +108,15 @@ pub async fn begin_payment(
 /// stock is taken again where it is still there.
 #[utoipa::path(
     post, path = "/v1/orders/{order_id}/confirm", operation_id = "confirm_order", tag = "orders",
-    params(("order_id" = OrderId, Path)),
+    params(("order_id" = OrderId, Path), ("Prefer" = Option<String>, Header, description = PREFER)),
     request_body = ConfirmOrder,
     responses(
-        (status = 200, description = "Sold", body = OrderView),
+        (status = 200, description = "Sold", body = OrderView,
+            headers(("Preference-Applied" = String, description = "durability=LEVEL, as served"))),
         (status = 404, description = "order-not-found: the id was made up"),
         (status = 409, description = "already-paid, order-cancelled, payment-too-late: the payment must be \
             given back, see `refund_id`; each with the order"),
+        (status = 503, description = UNREACHED),
     ),
     security(("key" = []))
 )]
@@ -112,6 +124,7 @@ pub async fn confirm(
     State(api): State<Api>,
     OrdersCaller(caller): OrdersCaller,
     names: PathNames,
+    preferred: Preferred,
     Json(asked): Json<ConfirmOrder>,
 ) -> Answer {
     let _in_flight = api.enter()?;
@@ -119,24 +132,39 @@ pub async fn confirm(
     let payment = asked.payment_id;
     let lines = asked.lines.unwrap_or_default();
     let command = Confirm { id, payment, lines, cause: Cause::Caller, trace: caller.trace() };
-    api.pay(command).await
+    api.pay(command, preferred).await
 }
 
 impl Api {
     /// A payment, whoever says that it was made.
-    pub(in crate::http) async fn pay(&self, command: Confirm) -> Answer {
+    pub(in crate::http) async fn pay(&self, command: Confirm, preferred: Preferred) -> Answer {
+        let sale = self.sale_of(&command.id).await?;
+        let wanted = self.wanted(preferred, sale.as_deref());
+        let answer = if is_archived(sale.as_deref()) {
+            self.confirm_recorded(&command.id, &command.payment).await
+        } else {
+            self.pay_live(command, wanted).await
+        };
+        wanted.told(answer)
+    }
+
+    /// The same where the lane is there, as far as we know.
+    async fn pay_live(&self, command: Confirm, wanted: Wanted) -> Answer {
         let (id, payment) = (command.id.clone(), command.payment.clone());
-        if self.is_known_archived(&id).await? {
-            return self.confirm_recorded(&id, &payment).await;
-        }
+        let cause = command.cause;
         match self.lanes.confirm(command).await {
             Ok(Stamped { now, marks, outcome }) => {
                 let view = |order| OrderView::new(order, now, marks);
                 match outcome {
                     Confirmed::Confirmed(order) | Confirmed::Same(order) => {
-                        Ok(json(StatusCode::OK, &view(order)))
+                        let marks = self.reach(wanted, &order, marks).await?;
+                        Ok(json(StatusCode::OK, &OrderView::new(order, now, marks)))
                     }
                     Confirmed::Refund(reason, order) => {
+                        // A caller has its answer, and can ask again. The provider will not.
+                        if cause == Cause::Webhook {
+                            self.reach(wanted, &order, marks).await?;
+                        }
                         Err(self.refund_due(&id, &payment, reason, Some(view(order))).await?)
                     }
                     Confirmed::NotPart => {

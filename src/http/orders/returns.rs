@@ -6,12 +6,14 @@ use axum::response::Response;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::archived::is_archived;
 use super::{
     IDEMPOTENT_REPLAYED, OrderView, YES, about, check_lines, key_reused, over, sale_archived,
 };
 use crate::domain::ids::OrderId;
 use crate::domain::order::Line;
 use crate::http::auth::OrdersCaller;
+use crate::http::durability::{PREFER, Preferred, UNREACHED};
 use crate::http::extract::{Keyed, Members, PathNames, order_not_found};
 use crate::http::problem::{Code, FieldError, Problem};
 use crate::http::{Answer, Api, json};
@@ -41,15 +43,18 @@ impl Members for ReturnOrder {
 /// Takes back what was sold, all or a part. The key's scope is the order.
 #[utoipa::path(
     post, path = "/v1/orders/{order_id}/return", operation_id = "return_order", tag = "orders",
-    params(("order_id" = OrderId, Path), ("Idempotency-Key" = String, Header)),
+    params(("order_id" = OrderId, Path), ("Idempotency-Key" = String, Header),
+        ("Prefer" = Option<String>, Header, description = PREFER)),
     request_body = ReturnOrder,
     responses(
         (status = 200, description = "Taken back, now or before", body = OrderView,
-            headers(("Idempotent-Replayed" = String))),
+            headers(("Idempotent-Replayed" = String),
+                ("Preference-Applied" = String, description = "durability=LEVEL, as served"))),
         (status = 404, description = "order-not-found"),
         (status = 409, description = "return-exceeds-order, order-not-confirmed, order-cancelled, \
             order-expired, order-returned, each with the order; sale-archived"),
         (status = 422, description = "idempotency-key-reused"),
+        (status = 503, description = UNREACHED),
     ),
     security(("key" = []))
 )]
@@ -57,14 +62,17 @@ pub async fn take_back(
     State(api): State<Api>,
     OrdersCaller(caller): OrdersCaller,
     names: PathNames,
+    preferred: Preferred,
     keyed: Keyed<ReturnOrder>,
 ) -> Answer {
     let Keyed { key, members: asked } = keyed;
     let _in_flight = api.enter()?;
     let id = api.genuine(&names)?;
-    if api.is_known_archived(&id).await? {
+    let sale = api.sale_of(&id).await?;
+    if is_archived(sale.as_deref()) {
         return api.return_recorded(&id).await;
     }
+    let wanted = api.wanted(preferred, sale.as_deref());
     let command = Return {
         key: api.secret(id.secret_version()).await?.return_key(&id, &key),
         id: id.clone(),
@@ -76,8 +84,14 @@ pub async fn take_back(
         Ok(Stamped { now, marks, outcome }) => {
             let view = |order| OrderView::new(order, now, marks);
             match outcome {
-                Returned::Returned(order) => Ok(json(StatusCode::OK, &view(order))),
-                Returned::Replayed(order) => Ok(replayed(&view(order))),
+                Returned::Returned(order) => {
+                    let marks = api.reach(wanted, &order, marks).await?;
+                    wanted.told(Ok(json(StatusCode::OK, &OrderView::new(order, now, marks))))
+                }
+                Returned::Replayed(order) => {
+                    let marks = api.reach(wanted, &order, marks).await?;
+                    wanted.told(Ok(replayed(&OrderView::new(order, now, marks))))
+                }
                 Returned::KeyReused => Err(key_reused()),
                 Returned::Exceeds(order) => Err(about(Code::ReturnExceedsOrder, view(order))),
                 Returned::Over(order) => {

@@ -3,23 +3,12 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::domain::durability::Durability;
 use crate::domain::ids::OrderId;
 use crate::domain::names::{BuyerId, PaymentId, SaleId, Sku};
 use crate::domain::order::{Line, Order, Status};
 use crate::domain::time::Timestamp;
 use crate::lanes::reply::{Marks, Shortage};
-
-/// How far what an answer says has got.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Durability {
-    /// Redis has it.
-    Memory,
-    /// Kafka has it.
-    Logged,
-    /// The database has it.
-    Recorded,
-}
 
 /// One buyer's claim on stock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -40,6 +29,7 @@ pub struct OrderView {
     pub confirmed_at: Option<Timestamp>,
     /// Confirmed after its deadline, with stock that was taken again.
     pub reacquired: bool,
+    /// How far this has got.
     pub durability: Durability,
 }
 
@@ -48,15 +38,8 @@ impl OrderView {
     pub fn new(order: Order, now: Timestamp, marks: Marks) -> Self {
         let status = order.status_at(now);
         // That its deadline has passed is nowhere but in the time until the sweeper has been.
-        let durability = if status != order.status {
-            Durability::Memory
-        } else if marks.recorded >= order.seq {
-            Durability::Recorded
-        } else if marks.logged >= order.seq {
-            Durability::Logged
-        } else {
-            Durability::Memory
-        };
+        let durability =
+            if status == order.status { marks.reached(order.seq) } else { Durability::Memory };
         Self::with(order, status, durability)
     }
 
