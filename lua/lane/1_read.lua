@@ -15,9 +15,11 @@
 --                                        those before; total: the one asked for; undoes, undone_by:
 --                                        ids; reference, note: JSON without spaces
 -- ARGV  1 the caller's clock (ms); 2 most events that may wait in the outbox; 3 "1" where Redis is
---       nearly full; 4 the number of commands; then the commands, each as its reader below says.
--- Reply { now, epoch, seq, logged, recorded, replies }; epoch 0: no such lane. A reply a command and
---       line: an outcome's name, then what belongs to it, separated by spaces.
+--       nearly full; 4 empty, or where the caller has a WAIT follow: the highest "epoch-seq" that it
+--       knows every replica to have; 5 the number of commands; then the commands, each as its reader
+--       below says.
+-- Reply { "now epoch seq logged recorded proven", replies }; epoch 0: no such lane. A reply a command
+--       and line: an outcome's name, then what belongs to it, separated by spaces.
 --
 -- Atomic: Redis runs a script alone, and Lua has no roll-back, so nothing is written before every
 -- key that will be written has been read (a wrong type raises there), and the first write is the
@@ -221,11 +223,12 @@ local readers = {
 local caller_now = tonumber(ARGV[1])
 local outbox_max = tonumber(ARGV[2])
 local redis_nearly_full = ARGV[3] == '1'
+local proves = ARGV[4] ~= ''
 
 local commands = {}
 do
-  local at = 5
-  for n = 1, tonumber(ARGV[4]) do
+  local at = 6
+  for n = 1, tonumber(ARGV[5]) do
     local kind = ARGV[at]
     local command, taken = readers[kind](at + 1)
     command.kind = kind
@@ -238,7 +241,7 @@ end
 -- The lane itself.
 local FIELDS = {
   'layout', 'epoch', 'seq', 'logged', 'recorded', 'trimmed', 'now', 'version', 'digest', 'opens',
-  'closes', 'hold', 'grace', 'longest', 'limit', 'paused', 'closed', 'archived', 'used',
+  'closes', 'hold', 'grace', 'longest', 'limit', 'paused', 'closed', 'archived', 'used', 'proven',
 }
 local lane = {}
 do
@@ -257,6 +260,15 @@ do
     lane[field] = number_or_nil(lane[field])
   end
   lane.paused, lane.archived, lane.used = lane.paused == '1', lane.archived == '1', lane.used == '1'
+  -- Up to where every replica was seen to have the lane. What another epoch had is not this one's.
+  local function proven_by(mark)
+    local epoch, seq = string.match(mark or '', '^(%d+)-(%d+)$')
+    return tonumber(epoch) == lane.epoch and tonumber(seq) <= lane.seq and tonumber(seq) or 0
+  end
+  lane.proven = lane.proven and proven_by(lane.proven) or 0
+  if proves then
+    lane.proven = math.max(lane.proven, proven_by(ARGV[4]))
+  end
 end
 
 -- The lane's time never goes back, whatever Redis' clock does.

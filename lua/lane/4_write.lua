@@ -65,6 +65,12 @@ local function write_buyers()
   hdel(KEYS[3], gone)
 end
 
+-- WAIT proves what its connection has written before it, and nothing else. So a call that is to be
+-- proven writes: its events, or where it has none and the lane stands above what is proven, the mark.
+if proves then
+  changed.lane.proven = text(lane.epoch) .. '-' .. text(lane.proven)
+end
+
 if event_words > 0 then
   local due = {}
   for at, keys in pairs(deadlines) do
@@ -90,12 +96,16 @@ if event_words > 0 then
   if #due > 0 then
     redis.call('ZADD', KEYS[5], unpack(due))
   end
+elseif proves and lane.exists and lane.seq > lane.proven then
+  redis.call('HSET', KEYS[1], 'proven', changed.lane.proven)
 end
 if #due_members > 0 then
   redis.call('ZREM', KEYS[5], unpack(due_members))
 end
 
 return {
-  text(now), text(lane.epoch), text(lane.seq), text(lane.logged), text(lane.recorded),
+  table.concat({
+    text(now), text(lane.epoch), text(lane.seq), text(lane.logged), text(lane.recorded), text(lane.proven),
+  }, ' '),
   table.concat(replies, '\n'),
 }

@@ -296,6 +296,7 @@ impl Service {
         background.spawn(connect_kafka(self.config.kafka.clone(), self.health.clone(), topic));
         background.spawn(monitor::run(monitor::Watched {
             redis_url: redact_url(&self.config.redis.url),
+            replicas: self.config.redis.replicas,
             lanes: self.lanes.clone(),
             ledger: self.ledger.clone(),
             producer: self.producer.clone(),

@@ -17,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Watched {
     /// As it may be shown.
     pub redis_url: String,
+    /// Replicas that Redis should have.
+    pub replicas: u32,
     pub lanes: Lanes,
     pub ledger: Ledger,
     pub producer: Producer,
@@ -59,7 +61,7 @@ async fn redis(watched: &Watched, warned: &mut bool) -> Result<String, String> {
             policy = server.maxmemory_policy,
             "connected to Redis"
         );
-        for warning in server.warnings() {
+        for warning in server.warnings(watched.replicas) {
             tracing::warn!("{warning}");
         }
     }

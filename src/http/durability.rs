@@ -1,11 +1,13 @@
 //! How far a change must have got before it is answered: the strongest of what the service, the
 //! sale and the caller's `Prefer` ask for.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::time::timeout;
 
 use super::problem::{Code, Problem};
 use super::{Answer, Api};
@@ -13,6 +15,7 @@ use crate::domain::durability::Durability;
 use crate::domain::ids::LaneId;
 use crate::domain::order::Order;
 use crate::lanes::reply::Marks;
+use crate::lanes::{Lanes, Proof};
 use crate::ledger::Sale;
 
 const PREFER_HEADER: HeaderName = HeaderName::from_static("prefer");
@@ -112,6 +115,16 @@ impl Api {
         Wanted::new(self.options.durability, of_sale, preferred, self.options.replicas)
     }
 
+    /// The lanes, through which a call comes with its proof where that is wanted.
+    pub(super) fn lanes_for(&self, wanted: Wanted) -> Cow<'_, Lanes> {
+        match wanted.level {
+            Durability::Replicated => Cow::Owned(self.lanes.proving()),
+            Durability::Memory | Durability::Logged | Durability::Recorded => {
+                Cow::Borrowed(&self.lanes)
+            }
+        }
+    }
+
     /// Waits until the order, as an answer is about to show it, has got as far as is wanted; the
     /// lane's marks by then.
     pub(super) async fn reach(
@@ -119,9 +132,17 @@ impl Api {
         wanted: Wanted,
         order: &Order,
         marks: Marks,
+        proof: Option<Proof>,
     ) -> Result<Marks, Problem> {
         if marks.reached(order.seq) >= wanted.level {
             return Ok(marks);
+        }
+        if let Some(proof) = proof {
+            let holds = timeout(self.options.durability_timeout, proof.holds()).await;
+            return match holds {
+                Ok(true) => Ok(Marks { replicated: marks.seq, ..marks }),
+                Ok(false) | Err(_) => Err(self.unreached(wanted.level)),
+            };
         }
         self.wait_for(order.lane(), wanted.level, order.seq, marks).await
     }

@@ -151,10 +151,10 @@ async fn failed(
     let payment = failed.payment_id;
     let command = FailPayment { id: id.clone(), payment, cause: Cause::Webhook, trace };
     let wanted = api.wanted(Preferred::NOTHING, api.sale_of(&id).await?.as_deref());
-    match api.lanes.fail_payment(command).await {
-        Ok(Stamped { marks, outcome, .. }) => {
+    match api.lanes_for(wanted).fail_payment(command).await {
+        Ok(Stamped { marks, proof, outcome, .. }) => {
             if let Failed::Failed(order) | Failed::Ignored(order) = outcome {
-                api.reach(wanted, &order, marks).await?;
+                api.reach(wanted, &order, marks, proof).await?;
             }
             Ok("failed")
         }

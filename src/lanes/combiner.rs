@@ -10,13 +10,15 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use chrono::Utc;
-use redis::{FromRedisValue, Value};
+use deadpool_redis::Connection;
+use redis::FromRedisValue;
 use tokio::sync::{mpsc, oneshot};
 
 use super::command::Command;
 use super::keys::LaneKeys;
 use super::marks::Watch;
-use super::reply::Marks;
+use super::proof::Proof;
+use super::reply::{Marks, ReplyError, bad, fields};
 use super::{LaneError, Shared};
 use crate::domain::time::Timestamp;
 
@@ -25,6 +27,8 @@ use crate::domain::time::Timestamp;
 pub(super) struct RawReply {
     pub now: Timestamp,
     pub marks: Marks,
+    /// Where it was asked for.
+    pub proof: Option<Proof>,
     pub text: String,
 }
 
@@ -45,6 +49,7 @@ pub(super) async fn run(
     keys: LaneKeys,
     watch: Arc<Watch>,
     mut queue: mpsc::Receiver<Waiting>,
+    proves: bool,
 ) {
     let mut batch = Batch::default();
     // The first command that no longer fitted into the last call.
@@ -57,6 +62,17 @@ pub(super) async fn run(
                 None => return,
             },
         };
+        // Commands gather while all connections for proofs wait for replicas.
+        let proving = match proves {
+            true => match shared.connections.proving().await {
+                Ok(connection) => Some(connection),
+                Err(error) => {
+                    answer(first, Err(error.into()));
+                    continue;
+                }
+            },
+            false => None,
+        };
         batch.add(first);
         while batch.waiting.len() < shared.options.batch_max {
             let Ok(next) = queue.try_recv() else { break };
@@ -66,7 +82,7 @@ pub(super) async fn run(
             }
             batch.add(next);
         }
-        if let Some(marks) = batch.send(&shared, &keys).await {
+        if let Some(marks) = batch.send(&shared, &keys, &watch, proving).await {
             watch.tell(marks);
         }
     }
@@ -85,7 +101,13 @@ impl Batch {
     }
 
     /// Sends it and answers everybody; says where the lane stands.
-    async fn send(&mut self, shared: &Shared, keys: &LaneKeys) -> Option<Marks> {
+    async fn send(
+        &mut self,
+        shared: &Shared,
+        keys: &LaneKeys,
+        watch: &Arc<Watch>,
+        proving: Option<Connection>,
+    ) -> Option<Marks> {
         self.weight = 0;
         let now = Instant::now();
         for late in self.waiting.extract_if(.., |waiting| waiting.send_by < now) {
@@ -97,7 +119,7 @@ impl Batch {
         }
         let sent = self.waiting.len();
         let started = Instant::now();
-        let result = call(shared, keys, &self.waiting).await;
+        let result = call(shared, keys, watch, proving, &self.waiting).await;
         shared.metrics.call_seconds.observe(started.elapsed().as_secs_f64());
         shared.metrics.call_commands.observe(sent as f64);
         match result {
@@ -124,40 +146,68 @@ fn answer(waiting: Waiting, reply: Result<RawReply, LaneError>) {
     }
 }
 
-async fn call(shared: &Shared, keys: &LaneKeys, batch: &[Waiting]) -> Result<Replies, LaneError> {
+async fn call(
+    shared: &Shared,
+    keys: &LaneKeys,
+    watch: &Arc<Watch>,
+    proving: Option<Connection>,
+    batch: &[Waiting],
+) -> Result<Replies, LaneError> {
     let script = &shared.scripts.lane;
     let mut call = script.call(keys.all());
     call.arg(Utc::now().timestamp_millis());
     call.arg(shared.options.outbox_events_max);
     call.arg(u8::from(shared.nearly_full.load(Ordering::Relaxed)));
+    match &proving {
+        Some(_) => {
+            let (epoch, seq) = watch.proven();
+            call.arg(format!("{epoch}-{seq}"));
+        }
+        None => {
+            call.arg("");
+        }
+    }
     call.arg(batch.len());
     for waiting in batch {
         waiting.command.encode(&mut call);
     }
-    let value = shared.connections.call_script(script, &call).await?;
-    read(value, batch.len())
-}
-
-/// Reads `{ now, epoch, seq, logged, recorded, replies }`, a reply a line.
-fn read(value: Value, commands: usize) -> Result<Replies, LaneError> {
-    let protocol = |what: &str| LaneError::Protocol(what.to_owned());
-    let [now, epoch, seq, logged, recorded, replies]: [String; 6] =
-        FromRedisValue::from_redis_value(value).map_err(|e| LaneError::Protocol(e.to_string()))?;
-    let number = |text: &str| text.parse::<u64>().map_err(|_| protocol(text));
-    let now = Timestamp::from_millis(number(&now)? as i64);
-    let marks = Marks {
-        epoch: number(&epoch)? as u32,
-        seq: number(&seq)?,
-        logged: number(&logged)?,
-        recorded: number(&recorded)?,
+    let (value, acknowledged) = match proving {
+        None => (shared.connections.call_script(script, &call).await?, None),
+        Some(connection) => {
+            let sent = shared.connections.call_script_proving(connection, script, &call);
+            let (value, acknowledged) = sent.await?;
+            (value, Some(acknowledged))
+        }
     };
+    let [stands, replies]: [String; 2] =
+        FromRedisValue::from_redis_value(value).map_err(|e| LaneError::Protocol(e.to_string()))?;
+    let (now, mut marks) = read_marks(&stands)?;
+    if shared.replicas > 0 {
+        marks = watch.with_proof(marks);
+    }
+    let proof = acknowledged.map(|acknowledged| Proof::of(acknowledged, marks, watch.clone()));
     let reply = |text: &str| match text {
         "missing" => Err(LaneError::Missing),
-        _ => Ok(RawReply { now, marks, text: text.to_owned() }),
+        _ => Ok(RawReply { now, marks, proof: proof.clone(), text: text.to_owned() }),
     };
     let replies: Vec<_> = replies.split('\n').map(reply).collect();
-    if replies.len() != commands {
-        return Err(protocol("the number of replies is not that of the commands"));
+    if replies.len() != batch.len() {
+        let what = "the number of replies is not that of the commands";
+        return Err(LaneError::Protocol(what.to_owned()));
     }
     Ok((marks, replies))
+}
+
+/// Reads `now epoch seq logged recorded proven`.
+fn read_marks(stands: &str) -> Result<(Timestamp, Marks), ReplyError> {
+    let [now, epoch, seq, logged, recorded, proven] = fields::<6>(stands)?;
+    let number = |text: &str| text.parse::<u64>().map_err(|_| bad(text));
+    let marks = Marks {
+        epoch: number(epoch)? as u32,
+        seq: number(seq)?,
+        replicated: number(proven)?,
+        logged: number(logged)?,
+        recorded: number(recorded)?,
+    };
+    Ok((Timestamp::from_millis(number(now)? as i64), marks))
 }

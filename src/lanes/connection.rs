@@ -1,15 +1,19 @@
 //! Connections to Redis. The lanes' calls share one multiplexed connection, which reconnects by
 //! itself; what blocks or is rare takes one from a pool.
 
+use std::pin::pin;
 use std::time::Duration;
 
-use deadpool_redis::{Manager, Pool, Runtime};
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use deadpool_redis::{Connection, Manager, Pool, Runtime};
+use futures_util::future::BoxFuture;
+use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::io::tcp::TcpSettings;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, RedisError, ServerErrorKind,
     Value,
 };
+
+use tokio::time::timeout;
 
 use super::scripts::Script;
 use crate::config::{self, millis};
@@ -47,18 +51,24 @@ impl From<RedisError> for CallError {
 pub struct Connections {
     shared: ConnectionManager,
     pool: Pool,
+    /// For calls that are proven, which must not keep the others from theirs.
+    proving: Pool,
+    /// How many must have what is proven.
+    replicas: u32,
+    /// How long an answer may take.
+    response: Duration,
 }
 
 impl Connections {
     /// # Errors
     /// An address that cannot be one; an unreachable server is none.
     pub fn new(config: &config::Redis) -> Result<Self, RedisError> {
-        let response = Some(millis(config.response_timeout_ms));
+        let response = millis(config.response_timeout_ms);
         let connect = Some(millis(config.connect_timeout_ms));
         // One attempt, then the caller is told: whoever waits behind it must not wait for retries.
         let manager = ConnectionManagerConfig::new()
             .set_number_of_retries(0)
-            .set_response_timeout(response)
+            .set_response_timeout(Some(response))
             .set_connection_timeout(connect);
         // A peer that vanishes without a word must not keep a connection for the kernel's quarter
         // of an hour; and one lane's call must not wait for the acknowledgement of another's.
@@ -69,19 +79,23 @@ impl Connections {
         let client = Client::open(address.clone())?;
         let shared = ConnectionManager::new_lazy_with_config(client, manager)?;
         // A blocking read waits longer than an ordinary answer may; its caller bounds it.
-        let pooled = AsyncConnectionConfig::new()
-            .set_connection_timeout(connect)
-            .set_response_timeout(Some(millis(config.response_timeout_ms) + BLOCK_MAX));
-        let manager = Manager::new_with_config(address, pooled)?;
-        let pool = Pool::builder(manager)
-            .max_size(config.pool_max)
-            .runtime(Runtime::Tokio1)
-            .wait_timeout(connect)
-            .create_timeout(connect)
-            .recycle_timeout(connect)
-            .build()
-            .expect("the runtime that the time-outs need is set");
-        Ok(Self { shared, pool })
+        let pool = |blocked_max: Duration| {
+            let blocking = AsyncConnectionConfig::new()
+                .set_connection_timeout(connect)
+                .set_response_timeout(Some(response + blocked_max));
+            let manager = Manager::new_with_config(address.clone(), blocking)?;
+            let pool = Pool::builder(manager)
+                .max_size(config.pool_max)
+                .runtime(Runtime::Tokio1)
+                .wait_timeout(connect)
+                .create_timeout(connect)
+                .recycle_timeout(connect)
+                .build()
+                .expect("the runtime that the time-outs need is set");
+            Ok::<_, RedisError>(pool)
+        };
+        let (pool, proving) = (pool(BLOCK_MAX)?, pool(response)?);
+        Ok(Self { shared, pool, proving, replicas: config.replicas, response })
     }
 
     /// Runs a command on the shared connection.
@@ -107,10 +121,77 @@ impl Connections {
         self.shared.clone().send_packed_command(command).await?.extract_error()
     }
 
+    /// A connection for a call that is to be proven.
+    pub async fn proving(&self) -> Result<Connection, CallError> {
+        self.proving.get().await.map_err(|e| CallError::Unavailable(e.to_string()))
+    }
+
+    /// Runs a script call and `WAIT`, one behind the other, on a connection that nobody else has until
+    /// both are answered: `WAIT` blocks what follows it, and speaks only of what its connection wrote.
+    /// Returns once the script has answered; the rest says whether every replica has what the call
+    /// wrote and all that was before it.
+    pub async fn call_script_proving(
+        &self,
+        connection: Connection,
+        script: &Script,
+        call: &Cmd,
+    ) -> Result<(Value, impl Future<Output = bool> + use<>), CallError> {
+        let mut sent = self.send_and_wait(&connection, call).await;
+        if let Err(error) = &sent
+            && error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+        {
+            let load = redis::cmd("SCRIPT").arg("LOAD").arg(script.source()).to_owned();
+            self.send(&load).await?;
+            sent = self.send_and_wait(&connection, call).await;
+        }
+        let (value, acknowledged) = match sent {
+            Ok(sent) => sent,
+            Err(error) => {
+                drop(Connection::take(connection));
+                return Err(error.into());
+            }
+        };
+        let replicas = i64::from(self.replicas);
+        let proven = async move {
+            let count = acknowledged.await;
+            if count.is_err() {
+                // Nobody may take what it still has to say for an answer of theirs.
+                drop(Connection::take(connection));
+            }
+            matches!(count, Ok(Value::Int(count)) if count >= replicas)
+        };
+        Ok((value, proven))
+    }
+
+    /// Sends the call and `WAIT` at once; the call's answer, and that of `WAIT` when it comes.
+    async fn send_and_wait(
+        &self,
+        connection: &MultiplexedConnection,
+        call: &Cmd,
+    ) -> Result<(Value, BoxFuture<'static, Result<Value, RedisError>>), RedisError> {
+        let (mut calls, mut waits) = (connection.clone(), connection.clone());
+        let mut wait = redis::cmd("WAIT");
+        wait.arg(self.replicas).arg(self.response.as_millis() as u64);
+        let mut answered = pin!(timeout(self.response, calls.send_packed_command(call)));
+        let mut acknowledged: BoxFuture<_> =
+            Box::pin(async move { waits.send_packed_command(&wait).await?.extract_error() });
+        // In this order they are sent, and answered.
+        let value = tokio::select! {
+            biased;
+            answered = &mut answered => answered.map_err(|_| too_late())??.extract_error()?,
+            _ = &mut acknowledged => return Err(too_late()),
+        };
+        Ok((value, acknowledged))
+    }
+
     /// A connection of one's own, for what blocks.
-    pub async fn exclusive(&self) -> Result<deadpool_redis::Connection, CallError> {
+    pub async fn exclusive(&self) -> Result<Connection, CallError> {
         self.pool.get().await.map_err(|e| CallError::Unavailable(e.to_string()))
     }
+}
+
+fn too_late() -> RedisError {
+    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
 }
 
 /// The longest that a blocking read may ask to wait.

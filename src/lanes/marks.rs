@@ -1,8 +1,8 @@
 //! Waiting for a lane's marks to reach an event. All who wait for one lane share what its replies
 //! say and one look at it now and then, however many they are.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -22,11 +22,38 @@ pub(super) struct Watch {
     marks: watch::Sender<Marks>,
     /// Somebody looks at the lane now and then.
     is_looked_at: AtomicBool,
+    /// The highest epoch and seq that this process has seen every replica to have.
+    proven: Mutex<(u32, u64)>,
 }
 
 impl Watch {
     pub fn new() -> Self {
-        Self { marks: watch::Sender::new(Marks::default()), is_looked_at: AtomicBool::new(false) }
+        Self {
+            marks: watch::Sender::new(Marks::default()),
+            is_looked_at: AtomicBool::new(false),
+            proven: Mutex::default(),
+        }
+    }
+
+    /// Every replica has the lane as it stood then.
+    pub fn prove(&self, marks: Marks) {
+        let mut proven = self.proven.lock().expect("no panic while it is locked");
+        *proven = (*proven).max((marks.epoch, marks.seq));
+    }
+
+    /// Up to where that was seen.
+    pub fn proven(&self) -> (u32, u64) {
+        *self.proven.lock().expect("no panic while it is locked")
+    }
+
+    /// A reply's marks, with what this process has seen beside what the lane has been told of it.
+    pub fn with_proof(&self, marks: Marks) -> Marks {
+        match self.proven() {
+            (epoch, seq) if epoch == marks.epoch && seq <= marks.seq => {
+                Marks { replicated: marks.replicated.max(seq), ..marks }
+            }
+            _ => marks,
+        }
     }
 
     /// Tells those who wait, if any.

@@ -12,6 +12,7 @@ mod keys;
 mod marks;
 mod metrics;
 pub mod outbox;
+mod proof;
 pub mod reply;
 mod scripts;
 
@@ -37,6 +38,7 @@ pub use self::connection::{BLOCK_MAX, CallError};
 pub use self::keys::LaneKeys;
 use self::marks::Watch;
 use self::metrics::Metrics;
+pub use self::proof::Proof;
 use self::reply::{
     Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, Previewed,
     ReplyError, Reserved, Returned, Stamped, Stock, Undone,
@@ -105,12 +107,22 @@ pub struct ServerInfo {
     pub maxmemory_bytes: i64,
     pub used_memory_bytes: i64,
     pub maxmemory_policy: String,
+    /// It refuses writes that no replica would have.
+    pub needs_replicas: bool,
 }
 
 impl ServerInfo {
-    /// What about this server endangers the data, in a sentence each.
-    pub fn warnings(&self) -> Vec<String> {
+    /// What about this server, which should have so many replicas, endangers the data, in a sentence
+    /// each.
+    pub fn warnings(&self, replicas: u32) -> Vec<String> {
         let mut warnings = Vec::new();
+        if replicas > 0 && !self.needs_replicas {
+            warnings.push(
+                "redis.replicas is set, but Redis has no min-replicas-to-write: cut off from its \
+                 replicas, it takes orders that are lost when one of them is promoted"
+                    .into(),
+            );
+        }
         if !self.aof_enabled {
             warnings.push("Redis has no append-only file: a restart forgets every hold".into());
         }
@@ -139,11 +151,15 @@ struct Shared {
     nearly_full: AtomicBool,
     /// How long a command may wait in its lane's queue.
     queue_wait_max: Duration,
+    /// Replicas that could be promoted.
+    replicas: u32,
 }
 
 /// One lane's queue, and who waits for its marks.
 struct Lane {
     queue: mpsc::Sender<Waiting>,
+    /// Of the commands that the replicas must have, once there was one.
+    proving: Option<mpsc::Sender<Waiting>>,
     watch: Arc<Watch>,
     used: Instant,
 }
@@ -154,6 +170,8 @@ pub struct Lanes {
     shared: Arc<Shared>,
     lanes: Arc<Mutex<HashMap<LaneId, Lane>>>,
     combiners: TaskTracker,
+    /// Calls through this handle are proven.
+    proves: bool,
 }
 
 /// A lane nobody talked to for so long loses its queue and task until it is wanted again.
@@ -176,8 +194,20 @@ impl Lanes {
             metrics: Metrics::register(registry),
             nearly_full: AtomicBool::new(false),
             queue_wait_max: millis(redis.response_timeout_ms),
+            replicas: redis.replicas,
         };
-        Ok(Self { shared: Arc::new(shared), lanes: Arc::default(), combiners: TaskTracker::new() })
+        Ok(Self {
+            shared: Arc::new(shared),
+            lanes: Arc::default(),
+            combiners: TaskTracker::new(),
+            proves: false,
+        })
+    }
+
+    /// A handle through which each answer comes with its [`Proof`] that every replica has what it
+    /// tells. Only for a deployment that has replicas.
+    pub fn proving(&self) -> Self {
+        Self { proves: true, ..self.clone() }
     }
 
     pub async fn reserve(&self, command: Reserve) -> Result<Stamped<Reserved>, LaneError> {
@@ -296,18 +326,25 @@ impl Lanes {
     }
 
     fn enqueue(&self, lane: &LaneId, waiting: Waiting) -> Result<(), LaneError> {
-        match self.with(lane, |lane| lane.queue.try_send(waiting)) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(_)) => {
-                self.shared.metrics.queue_full.inc();
-                Err(LaneError::QueueFull)
+        self.with(lane, |known| {
+            let start = || self.start(lane, known.watch.clone(), self.proves);
+            let queue = match self.proves {
+                true => known.proving.get_or_insert_with(start),
+                false => &mut known.queue,
+            };
+            match queue.try_send(waiting) {
+                Ok(()) => Ok(()),
+                Err(TrySendError::Full(_)) => {
+                    self.shared.metrics.queue_full.inc();
+                    Err(LaneError::QueueFull)
+                }
+                Err(TrySendError::Closed(_)) => {
+                    // It can only have panicked: the next command gets a new one.
+                    *queue = start();
+                    Err(LaneError::Unavailable("the lane's combiner ended".into()))
+                }
             }
-            Err(TrySendError::Closed(_)) => {
-                // It can only have panicked: the next command gets a new one.
-                self.lanes.lock().expect("no panic while the lanes are locked").remove(lane);
-                Err(LaneError::Unavailable("the lane's combiner ended".into()))
-            }
-        }
+        })
     }
 
     fn watch(&self, lane: &LaneId) -> Arc<Watch> {
@@ -321,16 +358,21 @@ impl Lanes {
             lane.used = Instant::now();
             return want(lane);
         }
-        let (queue, waitings) = mpsc::channel(self.shared.options.queue_max);
         let watch = Arc::new(Watch::new());
-        let combining =
-            combiner::run(self.shared.clone(), LaneKeys::new(id), watch.clone(), waitings);
-        self.combiners.spawn(combining);
-        let mut lane = Lane { queue, watch, used: Instant::now() };
+        let queue = self.start(id, watch.clone(), false);
+        let mut lane = Lane { queue, proving: None, watch, used: Instant::now() };
         let wanted = want(&mut lane);
         lanes.insert(id.clone(), lane);
         self.shared.metrics.lanes.set(lanes.len() as i64);
         wanted
+    }
+
+    /// Starts a combiner of the lane; its queue.
+    fn start(&self, id: &LaneId, watch: Arc<Watch>, proves: bool) -> mpsc::Sender<Waiting> {
+        let (queue, waitings) = mpsc::channel(self.shared.options.queue_max);
+        let (shared, keys) = (self.shared.clone(), LaneKeys::new(id));
+        self.combiners.spawn(combiner::run(shared, keys, watch, waitings, proves));
+        queue
     }
 
     /// Forgets lanes that nobody has talked to for a minute; their combiners end.
@@ -362,6 +404,8 @@ impl Lanes {
             maxmemory_bytes: field("maxmemory").parse().unwrap_or(0),
             used_memory_bytes: field("used_memory").parse().unwrap_or(0),
             maxmemory_policy: field("maxmemory_policy"),
+            // Redis says how many good ones it has only where it needs some.
+            needs_replicas: !field("min_slaves_good_slaves").is_empty(),
         };
         self.judge_memory(&server);
         Ok(server)
@@ -406,6 +450,7 @@ impl Lanes {
         let marks = Marks {
             epoch: number(&epoch)? as u32,
             seq: number(&seq)?,
+            replicated: 0,
             logged: number(&logged)?,
             recorded: number(&recorded)?,
         };
@@ -468,5 +513,6 @@ fn read<T>(
     raw: RawReply,
     parse: impl FnOnce(&str) -> Result<T, ReplyError>,
 ) -> Result<Stamped<T>, LaneError> {
-    Ok(Stamped { now: raw.now, marks: raw.marks, outcome: parse(&raw.text)? })
+    let outcome = parse(&raw.text)?;
+    Ok(Stamped { now: raw.now, marks: raw.marks, proof: raw.proof, outcome })
 }

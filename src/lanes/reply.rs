@@ -4,6 +4,7 @@
 use std::str::FromStr;
 
 use super::command::Reserve;
+use super::proof::Proof;
 use crate::domain::durability::Durability;
 use crate::domain::ids::{AdjustmentId, OrderId};
 use crate::domain::names::Sku;
@@ -12,11 +13,12 @@ use crate::domain::sale::Phase;
 use crate::domain::stock::{Adjustment, AdjustmentNote, Counters, TOTAL_MAX};
 use crate::domain::time::Timestamp;
 
-/// How far a lane has got: what happened, what Kafka has, what the database has.
+/// How far a lane has got: what happened, what every replica, Kafka, the database has of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Marks {
     pub epoch: u32,
     pub seq: u64,
+    pub replicated: u64,
     pub logged: u64,
     pub recorded: u64,
 }
@@ -28,6 +30,8 @@ impl Marks {
             Durability::Recorded
         } else if self.logged >= seq {
             Durability::Logged
+        } else if self.replicated >= seq {
+            Durability::Replicated
         } else {
             Durability::Memory
         }
@@ -39,6 +43,8 @@ impl Marks {
 pub struct Stamped<T> {
     pub now: Timestamp,
     pub marks: Marks,
+    /// Of a call through [`super::Lanes::proving`].
+    pub proof: Option<Proof>,
     pub outcome: T,
 }
 

@@ -13,5 +13,8 @@ mod limits;
 mod listener;
 mod orders;
 mod payments;
+#[path = "../support/redis_server.rs"]
+mod redis_server;
+mod replicas;
 mod sales;
 mod stack;

@@ -17,7 +17,7 @@ async fn crowded(events: u64) -> Sale {
 }
 
 fn marks_of(seq: u64, logged: u64, recorded: u64) -> Marks {
-    Marks { epoch: EPOCH, seq, logged, recorded }
+    Marks { epoch: EPOCH, seq, replicated: 0, logged, recorded }
 }
 
 #[tokio::test]
@@ -72,7 +72,7 @@ async fn a_relay_of_another_epoch_changes_nothing() {
     let sale = Sale::of(&[("phone", 9)]).await;
     let before = crate::raw::dump(&sale.redis, &sale.keys()).await;
     for epoch in [EPOCH - 1, EPOCH + 1] {
-        let reached = Marks { epoch, seq: 1, logged: 1, recorded: 1 };
+        let reached = Marks { epoch, seq: 1, logged: 1, recorded: 1, ..Marks::default() };
         let lease = Duration::from_secs(1);
         let advance = sale.lanes.advance(&sale.lane, reached, "relay", lease).await.unwrap();
         assert_eq!(advance, Advance::Epoch { epoch: EPOCH });

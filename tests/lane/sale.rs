@@ -358,7 +358,7 @@ impl Sale {
 
     /// As the relay named `relay`: tells the lane that Kafka and the database have so much.
     pub async fn advance(&self, relay: &str, logged: u64, recorded: u64) -> Advance {
-        let reached = Marks { epoch: EPOCH, seq: 0, logged, recorded };
+        let reached = Marks { epoch: EPOCH, logged, recorded, ..Marks::default() };
         let lease = Duration::from_secs(60);
         self.lanes.advance(&self.lane, reached, relay, lease).await.expect("an answer")
     }

@@ -20,7 +20,7 @@ impl RedisServer {
         command.args(["--port", "0", "--save", "", "--appendonly", "no", "--dir"]).arg(&dir);
         command.arg("--unixsocket").arg(dir.join("redis.sock"));
         for (name, value) in options {
-            command.arg(format!("--{name}")).arg(value);
+            command.arg(format!("--{name}")).args(value.split(' '));
         }
         let child = command.stdout(Stdio::piped()).spawn();
         let mut server = Self { child: child.expect("redis-server is installed"), dir };

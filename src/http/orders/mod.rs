@@ -174,10 +174,10 @@ pub async fn place(
         trace: caller.trace(),
     };
     let wanted = api.wanted(preferred, Some(&sale));
-    let answer = match api.lanes.reserve(command).await {
-        Ok(Stamped { now, marks, outcome }) => match outcome {
+    let answer = match api.lanes_for(wanted).reserve(command).await {
+        Ok(Stamped { now, marks, proof, outcome }) => match outcome {
             Reserved::Held(order) => {
-                let marks = api.reach(wanted, &order, marks).await?;
+                let marks = api.reach(wanted, &order, marks, proof).await?;
                 Ok(created(&OrderView::new(order, now, marks)))
             }
             Reserved::Replayed(order) => {
@@ -185,7 +185,7 @@ pub async fn place(
                     // Refused.
                     Status::Cancelled | Status::Expired => marks,
                     Status::Held | Status::Paying | Status::Confirmed | Status::Returned => {
-                        api.reach(wanted, &order, marks).await?
+                        api.reach(wanted, &order, marks, proof).await?
                     }
                 };
                 Ok(replayed(OrderView::new(order, now, marks)))
@@ -308,7 +308,7 @@ pub async fn show(
         return api.show_recorded(&id).await;
     }
     match api.lanes.get(id.clone()).await {
-        Ok(Stamped { now, marks, outcome: Some(order) }) => {
+        Ok(Stamped { now, marks, outcome: Some(order), .. }) => {
             Ok(json(StatusCode::OK, &OrderView::new(order, now, marks)))
         }
         Ok(Stamped { outcome: None, .. }) => Err(order_not_found()),
@@ -437,10 +437,10 @@ impl Api {
 
     async fn cancel(&self, command: Cancel, wanted: Wanted, if_unknown: fn() -> Problem) -> Answer {
         let id = command.id.clone();
-        match self.lanes.cancel(command).await {
-            Ok(Stamped { now, marks, outcome }) => match outcome {
+        match self.lanes_for(wanted).cancel(command).await {
+            Ok(Stamped { now, marks, proof, outcome }) => match outcome {
                 Cancelled::Cancelled(order) | Cancelled::Same(order) => {
-                    let marks = self.reach(wanted, &order, marks).await?;
+                    let marks = self.reach(wanted, &order, marks, proof).await?;
                     Ok(json(StatusCode::OK, &OrderView::new(order, now, marks)))
                 }
                 Cancelled::Sold(order) => {

@@ -79,12 +79,12 @@ pub async fn begin_payment(
     let wanted = api.wanted(preferred, sale.as_deref());
     let payment = asked.payment_id.clone();
     let begin = command::BeginPayment { id: id.clone(), payment, trace: caller.trace() };
-    match api.lanes.begin_payment(begin).await {
-        Ok(Stamped { now, marks, outcome }) => {
+    match api.lanes_for(wanted).begin_payment(begin).await {
+        Ok(Stamped { now, marks, proof, outcome }) => {
             let view = |order| OrderView::new(order, now, marks);
             match outcome {
                 Begun::Begun(order) | Begun::Same(order) => {
-                    let marks = api.reach(wanted, &order, marks).await?;
+                    let marks = api.reach(wanted, &order, marks, proof).await?;
                     wanted.told(Ok(json(StatusCode::OK, &OrderView::new(order, now, marks))))
                 }
                 Begun::Over(order) => {
@@ -152,18 +152,18 @@ impl Api {
     async fn pay_live(&self, command: Confirm, wanted: Wanted) -> Answer {
         let (id, payment) = (command.id.clone(), command.payment.clone());
         let cause = command.cause;
-        match self.lanes.confirm(command).await {
-            Ok(Stamped { now, marks, outcome }) => {
+        match self.lanes_for(wanted).confirm(command).await {
+            Ok(Stamped { now, marks, proof, outcome }) => {
                 let view = |order| OrderView::new(order, now, marks);
                 match outcome {
                     Confirmed::Confirmed(order) | Confirmed::Same(order) => {
-                        let marks = self.reach(wanted, &order, marks).await?;
+                        let marks = self.reach(wanted, &order, marks, proof).await?;
                         Ok(json(StatusCode::OK, &OrderView::new(order, now, marks)))
                     }
                     Confirmed::Refund(reason, order) => {
                         // A caller has its answer, and can ask again. The provider will not.
                         if cause == Cause::Webhook {
-                            self.reach(wanted, &order, marks).await?;
+                            self.reach(wanted, &order, marks, proof).await?;
                         }
                         Err(self.refund_due(&id, &payment, reason, Some(view(order))).await?)
                     }

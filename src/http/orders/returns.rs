@@ -80,16 +80,16 @@ pub async fn take_back(
         restock: asked.restock,
         trace: caller.trace(),
     };
-    match api.lanes.take_back(command).await {
-        Ok(Stamped { now, marks, outcome }) => {
+    match api.lanes_for(wanted).take_back(command).await {
+        Ok(Stamped { now, marks, proof, outcome }) => {
             let view = |order| OrderView::new(order, now, marks);
             match outcome {
                 Returned::Returned(order) => {
-                    let marks = api.reach(wanted, &order, marks).await?;
+                    let marks = api.reach(wanted, &order, marks, proof).await?;
                     wanted.told(Ok(json(StatusCode::OK, &OrderView::new(order, now, marks))))
                 }
                 Returned::Replayed(order) => {
-                    let marks = api.reach(wanted, &order, marks).await?;
+                    let marks = api.reach(wanted, &order, marks, proof).await?;
                     wanted.told(Ok(replayed(&OrderView::new(order, now, marks))))
                 }
                 Returned::KeyReused => Err(key_reused()),

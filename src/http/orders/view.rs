@@ -117,18 +117,19 @@ mod tests {
 
     #[test]
     fn durability_is_the_farthest_mark_that_has_reached_the_order() {
-        let at = |logged, recorded| {
-            let marks = Marks { epoch: 1, seq: 9, logged, recorded };
+        let at = |replicated, logged, recorded| {
+            let marks = Marks { epoch: 1, seq: 9, replicated, logged, recorded };
             OrderView::new(order(Status::Held), Timestamp::from_millis(0), marks).durability
         };
-        assert_eq!(at(4, 4), Durability::Memory);
-        assert_eq!(at(5, 4), Durability::Logged);
-        assert_eq!(at(9, 5), Durability::Recorded);
+        assert_eq!(at(4, 4, 4), Durability::Memory);
+        assert_eq!(at(5, 4, 4), Durability::Replicated);
+        assert_eq!(at(0, 5, 4), Durability::Logged);
+        assert_eq!(at(0, 9, 5), Durability::Recorded);
     }
 
     #[test]
     fn a_hold_is_expired_from_its_deadline_on() {
-        let marks = Marks { epoch: 1, seq: 9, logged: 9, recorded: 9 };
+        let marks = Marks { epoch: 1, seq: 9, replicated: 9, logged: 9, recorded: 9 };
         let at = |now| OrderView::new(order(Status::Held), Timestamp::from_millis(now), marks);
         assert_eq!(at(999).status, Status::Held);
         assert_eq!((at(1_000).status, at(1_000).durability), (Status::Expired, Durability::Memory));
