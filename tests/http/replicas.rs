@@ -222,7 +222,9 @@ async fn every_replica_that_could_be_promoted_must_have_it() {
     let stack = pair
         .stack("two", |config| {
             config.redis.replicas = 2;
-            config.http.durability_timeout_ms = 200;
+            // What counts is what WAIT says, and not that it says nothing.
+            config.redis.response_timeout_ms = 500;
+            config.http.durability_timeout_ms = 60_000;
         })
         .await;
     place(&stack, "k", PREFER).await.is(503, "outcome-unknown");
