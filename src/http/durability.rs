@@ -137,6 +137,17 @@ impl Api {
         if marks.reached(order.seq) >= wanted.level {
             return Ok(marks);
         }
+        // Boxed, so that the many who do not wait carry no room for it.
+        Box::pin(self.reach_later(wanted, order, marks, proof)).await
+    }
+
+    async fn reach_later(
+        &self,
+        wanted: Wanted,
+        order: &Order,
+        marks: Marks,
+        proof: Option<Proof>,
+    ) -> Result<Marks, Problem> {
         if let Some(proof) = proof {
             let holds = timeout(self.options.durability_timeout, proof.holds()).await;
             return match holds {

@@ -151,7 +151,8 @@ impl Connections {
                 return Err(error.into());
             }
         };
-        let replicas = i64::from(self.replicas);
+        // Where nobody is asked nothing is proven.
+        let replicas = i64::from(self.replicas).max(1);
         let proven = async move {
             let count = acknowledged.await;
             if count.is_err() {

@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::process::Command;
 
 use holdfast::config::Config;
+use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use reqwest::Method;
 use serde_json::json;
@@ -58,6 +59,12 @@ impl Pair {
         let replica = RedisServer::start(&[("replicaof", &format!("127.0.0.1 {port}"))]);
         until("the replica has caught up", async || {
             info(&replica, "master_link_status").await == "up"
+        })
+        .await;
+        // Until its first acknowledgement, a second later, it is sent nothing more.
+        let () = connect(&primary).await.set("began", "yes").await.unwrap();
+        until("the replica is sent what happens", async || {
+            connect(&replica).await.exists("began").await.unwrap()
         })
         .await;
         let pid = info(&replica, "process_id").await;
@@ -228,6 +235,22 @@ async fn every_replica_that_could_be_promoted_must_have_it() {
         })
         .await;
     place(&stack, "k", PREFER).await.is(503, "outcome-unknown");
+}
+
+#[tokio::test]
+async fn a_primary_that_dies_before_its_replica_has_it_leaves_the_outcome_unknown() {
+    let pair = Pair::start().await;
+    let stack = pair.stack("dies", |c| c.redis.response_timeout_ms = 10_000).await;
+    pair.pause();
+    let dying = async {
+        until("a call waits for the replica", async || {
+            info(&pair.primary, "blocked_clients").await == "1"
+        })
+        .await;
+        signal(&info(&pair.primary, "process_id").await, "-KILL");
+    };
+    let (placed, ()) = tokio::join!(place(&stack, "k", PREFER), dying);
+    placed.is(503, "outcome-unknown");
 }
 
 #[tokio::test]
