@@ -74,7 +74,7 @@ fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
 /// What a change must reach before it is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
-    pub(super) level: Durability,
+    level: Durability,
     /// The caller asked for a level, and is told which one it got.
     is_preferred: bool,
 }

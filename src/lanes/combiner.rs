@@ -2,6 +2,9 @@
 //! flight go to Redis as one; a lone command goes at once. So latency is one round trip when idle,
 //! and throughput grows with load.
 //!
+//! Commands that the replicas must have ([`super::Lanes::proving`]) have a combiner of their own in their
+//! lane, whose calls take a connection each: nobody else waits for a replica.
+//!
 //! A queued command is sent even if its caller has gone away: a replay finds what it did. A call
 //! that was not answered is [`LaneError::Unknown`] to all whose commands it carried.
 

@@ -25,13 +25,15 @@ async fn sigterm_ends_the_service_in_time_and_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_run_apart() {
-    let deployment = Deployment::new(Servers::shared()).await;
+    let patience = [("HOLDFAST_HTTP__DURABILITY_TIMEOUT_MS", "15000")];
+    let deployment = Deployment::with(Servers::shared(), &patience).await;
     let api = deployment.serve_roles("api").await;
     let _relay = deployment.serve_roles("relay").await;
     let _writer = deployment.serve_roles("writer").await;
     let _sweeper = deployment.serve_roles("sweeper").await;
-    let sale = api.define(10, json!({"hold_seconds": 1})).await;
-    api.order(&sale, "u-1", "k-1", 1).await;
+    let sale = api.define(10, json!({"hold_seconds": 1, "min_durability": "recorded"})).await;
+    let order = api.order(&sale, "u-1", "k-1", 1).await;
+    assert_eq!(order.body["durability"], "recorded", "{}", order.body);
     eventually("the sweeper ends the hold", async || api.stock(&sale).await == [10, 10, 0, 0])
         .await;
     let recorded = api.balanced_books(&sale).await;
