@@ -55,10 +55,11 @@ impl Deployment {
             ("HOLDFAST_LANES__OUTBOX_EVENTS_MAX", "100000000"),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        let mut redis = redis::Client::open(redis_url.as_str())?
-            .get_multiplexed_async_connection()
-            .await
-            .context("Redis")?;
+        // The machine is as busy as it gets: what is asked meanwhile may wait.
+        let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+        let client = redis::Client::open(redis_url.as_str())?;
+        let connecting = client.get_multiplexed_async_connection_with_config(&patient);
+        let mut redis = connecting.await.context("Redis")?;
         let info: redis::InfoDict = redis::cmd("INFO").query_async(&mut redis).await?;
         let options: sqlx::postgres::PgConnectOptions = database_url.parse()?;
         let database = sqlx::PgPool::connect_lazy_with(options.options([("search_path", &schema)]));
