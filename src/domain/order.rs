@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use super::ids::{LaneId, OrderId, RefundId};
 use super::names::{BuyerId, PaymentId, Sku};
+use super::stock::Units;
 use super::time::Timestamp;
 
 /// Most lines of one order.
@@ -112,6 +113,21 @@ pub struct Order {
 impl Order {
     pub fn lane(&self) -> &LaneId {
         self.id.lane()
+    }
+
+    /// Where the order has its units, as it stands: none once it is cancelled or has expired.
+    pub fn units(&self) -> impl Iterator<Item = (&Sku, Units)> {
+        let (held, sold) = match self.status {
+            Status::Held | Status::Paying => (1, 0),
+            Status::Confirmed | Status::Returned => (0, 1),
+            Status::Cancelled | Status::Expired => (0, 0),
+        };
+        let lines = self.lines.iter().map(|line| (line, 1));
+        let returned = self.returned.iter().map(|line| (line, -1));
+        lines.chain(returned).map(move |(line, sign)| {
+            let units = sign * i64::from(line.quantity.get());
+            (&line.sku, Units { available: 0, held: held * units, sold: sold * units })
+        })
     }
 
     /// How the order answers at `now`: a hold whose deadline has come is expired, whether or not

@@ -31,6 +31,74 @@ impl Counters {
     }
 }
 
+/// Units of one SKU by where they are, or by where they moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Units {
+    pub available: i64,
+    pub held: i64,
+    pub sold: i64,
+}
+
+impl Units {
+    pub const fn total(&self) -> i64 {
+        self.available + self.held + self.sold
+    }
+
+    /// Those that an order has: they count against its buyer's limits.
+    pub const fn taken(&self) -> i64 {
+        self.held + self.sold
+    }
+}
+
+impl std::ops::Add for Units {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            available: self.available + other.available,
+            held: self.held + other.held,
+            sold: self.sold + other.sold,
+        }
+    }
+}
+
+impl std::ops::AddAssign for Units {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl std::ops::Sub for Units {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            available: self.available - other.available,
+            held: self.held - other.held,
+            sold: self.sold - other.sold,
+        }
+    }
+}
+
+impl std::fmt::Display for Units {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} available, {} held, {} sold", self.available, self.held, self.sold)
+    }
+}
+
+impl From<Counters> for Units {
+    fn from(counters: Counters) -> Self {
+        let Counters { available, held, sold, version: _ } = counters;
+        Self { available, held, sold }
+    }
+}
+
+impl From<&Change> for Units {
+    fn from(change: &Change) -> Self {
+        Self { available: change.available, held: change.held, sold: change.sold }
+    }
+}
+
 /// What one event changed of one SKU: a row of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {

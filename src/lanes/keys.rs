@@ -24,6 +24,18 @@ impl LaneKeys {
         &self.0[0]
     }
 
+    pub fn stock(&self) -> &str {
+        &self.0[1]
+    }
+
+    pub fn buyers(&self) -> &str {
+        &self.0[2]
+    }
+
+    pub fn orders(&self) -> &str {
+        &self.0[3]
+    }
+
     pub fn outbox(&self) -> &str {
         &self.0[5]
     }
@@ -37,6 +49,9 @@ mod tests {
     fn all_keys_of_a_lane_share_one_hash_tag() {
         let keys = LaneKeys::new(&LaneId { sale: "double-11".parse().unwrap(), lane: 0 });
         assert_eq!(keys.lane(), "hf1:{double-11/0}:lane");
+        assert_eq!(keys.stock(), "hf1:{double-11/0}:stock");
+        assert_eq!(keys.buyers(), "hf1:{double-11/0}:buyers");
+        assert_eq!(keys.orders(), "hf1:{double-11/0}:orders");
         assert_eq!(keys.outbox(), "hf1:{double-11/0}:outbox");
         assert!(keys.all().iter().all(|key| key.contains("{double-11/0}")));
     }

@@ -10,6 +10,7 @@ pub mod command;
 mod connection;
 mod keys;
 mod marks;
+pub mod look;
 mod metrics;
 pub mod outbox;
 mod proof;

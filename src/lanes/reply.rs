@@ -373,6 +373,21 @@ fn counters(texts: [&str; 4]) -> Result<Counters, ReplyError> {
     })
 }
 
+/// Reads `available held sold version limit initial`, as a lane keeps an SKU's counters.
+pub(super) fn stored_counters(value: &str) -> Result<Counters, ReplyError> {
+    let [available, held, sold, version, _limit, _initial] = fields::<6>(value)?;
+    counters([available, held, sold, version])
+}
+
+/// Reads `sku=units,…`, as a lane counts a buyer's.
+pub(super) fn units(text: &str) -> Result<Vec<(Sku, i64)>, ReplyError> {
+    let unit = |part: &str| {
+        let (sku, units) = part.split_once('=').ok_or_else(|| bad(text))?;
+        Ok((number(sku)?, number(units)?))
+    };
+    text.split(',').map(unit).collect()
+}
+
 /// A text as [`super::command`] writes it: JSON, or nothing.
 fn optional_json(word: &str) -> Result<Option<String>, ReplyError> {
     if word.is_empty() {

@@ -33,6 +33,8 @@ pub struct Scripts {
     pub advance: Script,
     /// Takes an archived lane out of Redis.
     pub forget: Script,
+    /// Shows a page of a lane's hash.
+    pub look: Script,
 }
 
 impl Scripts {
@@ -46,6 +48,7 @@ impl Scripts {
             )),
             advance: Script::new(include_str!("../../lua/advance.lua")),
             forget: Script::new(include_str!("../../lua/forget.lua")),
+            look: Script::new(include_str!("../../lua/look.lua")),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod adjustments;
 mod batch;
+mod books;
 pub mod catalog;
 mod counters;
 mod dead_letters;
@@ -12,6 +13,7 @@ mod lanes;
 mod migrate;
 mod orders;
 mod parked;
+mod reconciliations;
 mod refunds;
 mod row;
 mod sales;
@@ -29,12 +31,14 @@ use crate::config::{Database, millis};
 
 pub use adjustments::AdjustmentCursor;
 pub use batch::{Applied, ApplyError, Batch, LaneMove};
+pub use books::{Figures, RecordedMove, SkuFigures, Snapshot};
 pub use catalog::Catalog;
 pub use dead_letters::{DeadLetter, DeadReason, Deed, LetterStatus, Place, StoredLetter};
 pub use keys::{ApiKey, Scope};
 pub use lanes::{LaneMark, RecordedEvent};
 pub use orders::{OrderCursor, OrderFilter};
 pub use parked::{Parked, ParkedKey, StoredRecord};
+pub use reconciliations::{Difference, LaneLock};
 pub use refunds::{Refund, RefundCursor, RefundFilter};
 pub use sales::{Sale, SaleLane, SaleLock, digest};
 
@@ -126,6 +130,8 @@ pub struct Ledger {
     patience: Duration,
     /// Definitions hold a connection while their lane is asked: at most a quarter of the pool.
     definitions: Arc<Semaphore>,
+    /// Looks at a lane's whole books are long: at most a quarter as well.
+    snapshots: Arc<Semaphore>,
 }
 
 impl Ledger {
@@ -147,14 +153,15 @@ impl Ledger {
             .max_connections(config.connections_max)
             .acquire_timeout(millis(config.acquire_timeout_ms))
             .connect_lazy_with(options.clone());
-        let definitions = (config.connections_max / 4).max(1) as usize;
+        let quarter = || Arc::new(Semaphore::new((config.connections_max / 4).max(1) as usize));
         Ok(Self {
             pool,
             options,
             schema: config.schema.clone(),
             patience: millis(config.acquire_timeout_ms)
                 + STATEMENTS_AT_THEIR_WORST * millis(config.statement_timeout_ms),
-            definitions: Arc::new(Semaphore::new(definitions)),
+            definitions: quarter(),
+            snapshots: quarter(),
         })
     }
 

@@ -25,18 +25,18 @@ pub struct OrderCursor {
     pub id: OrderId,
 }
 
-struct OrderRow {
-    id: String,
-    buyer_id: Option<String>,
-    status: String,
-    lines: Json<Vec<Line>>,
-    payment_id: Option<String>,
-    created_at: DateTime<Utc>,
-    expires_at: DateTime<Utc>,
-    confirmed_at: Option<DateTime<Utc>>,
-    seq: i64,
-    returned: Json<Vec<Line>>,
-    reacquired: bool,
+pub(super) struct OrderRow {
+    pub id: String,
+    pub buyer_id: Option<String>,
+    pub status: String,
+    pub lines: Json<Vec<Line>>,
+    pub payment_id: Option<String>,
+    pub created_at: DateTime<Utc>,
+    pub expires_at: DateTime<Utc>,
+    pub confirmed_at: Option<DateTime<Utc>>,
+    pub seq: i64,
+    pub returned: Json<Vec<Line>>,
+    pub reacquired: bool,
 }
 
 impl TryFrom<OrderRow> for Order {
