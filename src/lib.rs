@@ -8,6 +8,7 @@ pub mod domain;
 pub mod http;
 pub mod lanes;
 pub mod ledger;
+pub mod reconciler;
 pub mod relay;
 pub mod sweeper;
 pub mod telemetry;

@@ -29,7 +29,12 @@ struct Cli {
 enum Command {
     /// Run the service: all roles in one process, or some of them.
     Serve {
-        #[arg(long, value_enum, value_delimiter = ',', default_value = "api,relay,writer,sweeper")]
+        #[arg(
+            long,
+            value_enum,
+            value_delimiter = ',',
+            default_value = "api,relay,writer,sweeper,reconciler"
+        )]
         roles: Vec<Role>,
     },
     /// Bring the database's schema up to this version.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each part of `src/`, and the parts of the crate that it may name.
-const MAY_IMPORT: [(&str, &[&str]); 13] = [
+const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("domain", &[]),
     ("config", &["domain"]),
     ("telemetry", &["config"]),
@@ -15,8 +15,12 @@ const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("relay", &["bus", "config", "domain", "lanes", "ledger"]),
     ("writer", &["bus", "config", "domain", "ledger"]),
     ("sweeper", &["config", "domain", "lanes", "ledger"]),
+    ("reconciler", &["config", "domain", "lanes", "ledger"]),
     ("admission", &["config", "domain", "ledger"]),
-    ("http", &["admission", "config", "domain", "lanes", "ledger", "telemetry", "writer"]),
+    (
+        "http",
+        &["admission", "config", "domain", "lanes", "ledger", "reconciler", "telemetry", "writer"],
+    ),
     (
         "app",
         &[
@@ -27,6 +31,7 @@ const MAY_IMPORT: [(&str, &[&str]); 13] = [
             "http",
             "lanes",
             "ledger",
+            "reconciler",
             "relay",
             "sweeper",
             "telemetry",

@@ -32,6 +32,7 @@ use crate::http::{self, Api, ConnectionMetrics, ServeOptions};
 use crate::lanes::Lanes;
 use crate::ledger::catalog::{Catalog, CatalogMetrics};
 use crate::ledger::{Ledger, LedgerError};
+use crate::reconciler::Reconciler;
 use crate::relay::Relay;
 use crate::sweeper::Sweeper;
 use crate::telemetry::health::{Condition, Health, Part};
@@ -56,6 +57,7 @@ pub enum Role {
     Relay,
     Writer,
     Sweeper,
+    Reconciler,
 }
 
 impl Role {
@@ -65,6 +67,7 @@ impl Role {
             Role::Relay => "relay",
             Role::Writer => "writer",
             Role::Sweeper => "sweeper",
+            Role::Reconciler => "reconciler",
         }
     }
 }
@@ -213,6 +216,22 @@ impl Service {
                         Ok(())
                     });
                 }
+                Role::Reconciler => {
+                    let reconciler = Reconciler::new(
+                        self.lanes.clone(),
+                        self.ledger.clone(),
+                        self.catalog.clone(),
+                        self.config.reconciler.clone(),
+                        &mut self.registry,
+                    );
+                    let (token, migrated) = (stages.front.clone(), migrated.subscribe());
+                    roles.spawn(Role::Reconciler, async move {
+                        if wait(migrated, &token).await {
+                            reconciler.run(token).await;
+                        }
+                        Ok(())
+                    });
+                }
                 Role::Relay => {
                     let relay = Relay::new(
                         self.lanes.clone(),
@@ -310,7 +329,7 @@ impl Service {
         let within = |most: Duration| end.min(Instant::now() + most);
         stages.front.cancel();
         let listeners = millis(self.config.http.drain_timeout_ms) + ROLE_END_MAX;
-        roles.end(within(listeners), &[Role::Api, Role::Sweeper]).await;
+        roles.end(within(listeners), &[Role::Api, Role::Sweeper, Role::Reconciler]).await;
         if timeout_at(within(ROLE_END_MAX), self.lanes.drain()).await.is_err() {
             tracing::warn!("commands were still queued for lanes; their callers got no answer");
         }

@@ -63,6 +63,7 @@ pub struct Config {
     pub catalog: Catalog,
     pub writer: Writer,
     pub sweeper: Sweeper,
+    pub reconciler: Reconciler,
     pub telemetry: Telemetry,
 }
 
@@ -174,6 +175,18 @@ pub struct Sweeper {
     pub archive_check_ms: u64,
 }
 
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reconciler {
+    pub pause_ms: u64,
+    pub time_share_max: f64,
+    pub page_max: usize,
+    pub page_pause_ms: u64,
+    pub orders_max: usize,
+    pub events_max: u64,
+    pub kept_days: u32,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -281,6 +294,14 @@ impl Config {
         range("writer.dead_letters_kept_days", writer.dead_letters_kept_days, 1, 3_650)?;
         range("sweeper.batch_max", self.sweeper.batch_max, 1, 256)?;
         range("sweeper.archive_check_ms", self.sweeper.archive_check_ms, 100, 3_600_000)?;
+        let reconciler = &self.reconciler;
+        range("reconciler.pause_ms", reconciler.pause_ms, 10, 3_600_000)?;
+        range("reconciler.time_share_max", reconciler.time_share_max, 0.001, 1.0)?;
+        range("reconciler.page_max", reconciler.page_max, 10, 200)?;
+        range("reconciler.page_pause_ms", reconciler.page_pause_ms, 0, 1_000)?;
+        range("reconciler.orders_max", reconciler.orders_max, 1_000, 100_000_000)?;
+        range("reconciler.events_max", reconciler.events_max, 1_000, 10_000_000)?;
+        range("reconciler.kept_days", reconciler.kept_days, 1, 3_650)?;
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 
 mod adjustments;
 mod auth;
+mod conservation;
 mod context;
 mod cursor;
 mod dead_letters;
@@ -72,6 +73,8 @@ pub struct Options {
     pub webhook_secrets: Vec<String>,
     /// Of the Kafka topic: a new sale's lanes are spread over them.
     pub partitions: i32,
+    /// Unrecorded events of a lane that a look at its books takes in at most.
+    pub reconcile_events_max: u64,
 }
 
 impl Options {
@@ -86,6 +89,7 @@ impl Options {
             durability_timeout: millis(http.durability_timeout_ms),
             webhook_secrets: config.payments.webhook_secrets.clone(),
             partitions: config.kafka.partitions,
+            reconcile_events_max: config.reconciler.events_max,
         }
     }
 }

@@ -4,6 +4,7 @@
 mod adjustments;
 mod archive;
 mod checks;
+mod conservation;
 mod dead_letters;
 mod durability;
 mod health;
@@ -17,4 +18,6 @@ mod payments;
 mod redis_server;
 mod replicas;
 mod sales;
+#[path = "../support/shopper.rs"]
+mod shopper;
 mod stack;

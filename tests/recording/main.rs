@@ -4,5 +4,8 @@ mod dead_letters;
 mod follower;
 mod ledger;
 mod pipeline;
+mod reconciler;
+#[path = "../support/shopper.rs"]
+mod shopper;
 mod support;
 mod writer;

@@ -23,22 +23,22 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// One sale with its lane in Redis, and the roles on demand.
-struct Pipeline {
-    stack: Stack,
-    lanes: Lanes,
-    catalog: Catalog,
-    lane: LaneId,
-    config: Config,
+pub struct Pipeline {
+    pub stack: Stack,
+    pub lanes: Lanes,
+    pub catalog: Catalog,
+    pub lane: LaneId,
+    pub config: Config,
 }
 
 /// A role that runs until stopped.
-struct Role {
-    stop: CancellationToken,
-    task: JoinHandle<()>,
+pub struct Role {
+    pub stop: CancellationToken,
+    pub task: JoinHandle<()>,
 }
 
 impl Role {
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.stop.cancel();
         self.task.await.expect("the role ends");
     }
@@ -50,7 +50,7 @@ impl Role {
 }
 
 impl Pipeline {
-    async fn new(name: &str, hold_seconds: u32) -> Self {
+    pub async fn new(name: &str, hold_seconds: u32) -> Self {
         let stack = Stack::new(name).await;
         let mut config = Config::load(None).expect("the defaults");
         config.redis.url = std::env::var("REDIS_URL").expect("REDIS_URL names a real server");
@@ -92,7 +92,7 @@ impl Pipeline {
         self.lanes.reserve(reserve).await.expect("an answer")
     }
 
-    async fn hold(&self, orders: usize) -> Vec<Order> {
+    pub async fn hold(&self, orders: usize) -> Vec<Order> {
         let keys: Vec<_> = (0..orders).map(|_| unique("k")).collect();
         let answers = join_all(keys.iter().map(|key| self.reserve(key))).await;
         let held = |answer: Stamped<Reserved>| match answer.outcome {
@@ -102,7 +102,7 @@ impl Pipeline {
         answers.into_iter().map(held).collect()
     }
 
-    fn relay(&self) -> Role {
+    pub fn relay(&self) -> Role {
         let producer = Producer::new(&self.stack.kafka).expect("a producer");
         let relay = Relay::new(
             self.lanes.clone(),
@@ -118,7 +118,7 @@ impl Pipeline {
         Role { stop, task }
     }
 
-    fn sweeper(&self) -> Role {
+    pub fn sweeper(&self) -> Role {
         let options = config::Sweeper { batch_max: 256, archive_check_ms: 100 };
         let (lanes, catalog) = (self.lanes.clone(), self.catalog.clone());
         let sweeper = Sweeper::new(lanes, catalog, options, &mut Registry::default());
@@ -128,7 +128,7 @@ impl Pipeline {
     }
 
     /// Waits until the lane itself knows that all of it is recorded, then checks the books.
-    async fn until_recorded(&self) {
+    pub async fn until_recorded(&self) {
         until("the lane is recorded", || async {
             let marks = self.lanes.marks(&self.lane).await.expect("marks");
             marks.recorded == marks.seq && marks.logged == marks.seq
@@ -138,7 +138,7 @@ impl Pipeline {
         assert_eq!(self.stack.dead_letters().await, [""; 0]);
     }
 
-    async fn redis(&self) -> redis::aio::MultiplexedConnection {
+    pub async fn redis(&self) -> redis::aio::MultiplexedConnection {
         let client = redis::Client::open(self.config.redis.url.as_str()).expect("a Redis URL");
         client.get_multiplexed_async_connection().await.expect("Redis")
     }

@@ -173,7 +173,7 @@ impl Deployment {
 
     /// Starts all roles and waits until they are ready.
     pub async fn serve(&self) -> Service<'_> {
-        self.serve_roles("api,relay,writer,sweeper").await
+        self.serve_roles("api,relay,writer,sweeper,reconciler").await
     }
 
     pub async fn serve_roles(&self, roles: &str) -> Service<'_> {
