@@ -8,8 +8,9 @@ use crate::support::{actor, definition, pool, unique, until};
 use futures_util::future::join_all;
 use holdfast::config;
 use holdfast::domain::event::{Body, Event};
+use holdfast::domain::ids::LaneId;
 use holdfast::domain::names::{KeyName, SaleId};
-use holdfast::domain::stock::Counters;
+use holdfast::domain::stock::{Counters, Units};
 use holdfast::ledger::catalog::CatalogMetrics;
 use holdfast::ledger::{Batch, Catalog, LaneMove, Ledger, LedgerError, OrderFilter, Scope};
 use sqlx::Row as _;
@@ -69,6 +70,51 @@ async fn the_prepared_queries_fit_the_migrations() {
         checked += 1;
     }
     assert!(checked > 30, "{checked}");
+}
+
+/// What the first `count` events come to: all of it, and what of it orders have.
+fn fold(events: &[Event], count: u64) -> (Units, Units) {
+    let (mut all, mut of_orders) = (Units::default(), Units::default());
+    for event in &events[..count as usize] {
+        for change in event.body.changes() {
+            all += Units::from(&change);
+            if let Body::Order(_) = &event.body {
+                of_orders += Units { available: 0, ..Units::from(&change) };
+            }
+        }
+    }
+    (all, of_orders)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_books_can_be_read_as_of_any_recorded_event() {
+    let (ledger, _) = ledger("as_of").await;
+    let sale: SaleId = "s".parse().unwrap();
+    ledger.begin_definition(&sale, &[0], 1).await.unwrap();
+    let mut lane = crate::support::Lane {
+        id: LaneId { sale, lane: 0 },
+        partition: 0,
+        epoch: 1,
+        seq: 0,
+        secret: ledger.id_secrets().await.unwrap().remove(0),
+    };
+    let mut events = lane.story(9);
+    let before = Counters { available: 3, held: 3, sold: 3, version: 0 };
+    events.push(lane.adjusted("more", before, 5, "more"));
+    let recorded = lane.seq;
+    let moved = LaneMove { lane: lane.id.clone(), epoch: 1, expected: 0, recorded };
+    let batch = Batch { moves: vec![moved], events: events.clone(), ..Batch::default() };
+    ledger.apply(&batch).await.unwrap();
+    for at in 0..=recorded + 1 {
+        let mut snapshot = ledger.snapshot(&lane.id).await.unwrap();
+        let figures = snapshot.figures(at).await.unwrap();
+        snapshot.end().await.unwrap();
+        let (all, of_orders) = fold(&events, at.min(recorded));
+        let sku = figures.skus[&crate::support::sku()];
+        assert_eq!((sku.counters, sku.ledger, sku.orders), (all, all, of_orders), "at {at}");
+        let marks = (figures.recorded, figures.events, figures.last_event);
+        assert_eq!(marks, (recorded, recorded, recorded));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
