@@ -332,12 +332,12 @@ pub(super) fn order(id: OrderId, record: &str) -> Result<Order, ReplyError> {
         created,
         lasts,
         confirmed,
-        _hold,
+        hold,
         payment,
         reacquired,
         buyer,
         bought,
-        _asked,
+        asked,
         returned,
         _notes,
     ] = fields::<13>(record)?;
@@ -354,8 +354,21 @@ pub(super) fn order(id: OrderId, record: &str) -> Result<Order, ReplyError> {
         created_at,
         expires_at: Timestamp::from_millis(expires),
         confirmed_at: optional_time(confirmed)?,
+        hold_seconds: optional(hold)?,
+        asked: lines(asked)?,
         seq: number(seq)?,
     })
+}
+
+/// The lines that a return was asked for with, from the notes of its order's record.
+pub(super) fn asked_of_return<'a>(record: &'a str, key: &str) -> Result<&'a str, ReplyError> {
+    let [.., notes] = fields::<13>(record)?;
+    let asked = notes.split(' ').find_map(|note| {
+        let (known, rest) = note.strip_prefix("r:")?.split_once(':')?;
+        let (_restock, lines) = rest.split_once(':')?;
+        (known == key).then_some(lines)
+    });
+    asked.ok_or_else(|| bad(notes))
 }
 
 fn counters(texts: [&str; 4]) -> Result<Counters, ReplyError> {
@@ -437,6 +450,8 @@ pub fn reserved(command: Reserve, now: Timestamp, reply: &str) -> Result<Reserve
                 created_at: now,
                 expires_at: time(expires)?,
                 confirmed_at: None,
+                hold_seconds: command.hold_seconds,
+                asked: Vec::new(),
                 seq: number(seq)?,
             }));
         }
