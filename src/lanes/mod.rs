@@ -14,6 +14,7 @@ mod marks;
 mod metrics;
 pub mod outbox;
 mod proof;
+pub mod recovery;
 pub mod reply;
 mod scripts;
 

@@ -8,6 +8,7 @@
 //! them together check a lane as often as one would.
 
 pub mod books;
+pub mod rebuild;
 mod scan;
 
 use std::collections::BTreeSet;
@@ -182,6 +183,10 @@ impl Reconciler {
     async fn reconcile(&self, sale: &Sale, lane: &LaneId) -> Result<bool, CheckError> {
         let secret = self.catalog.secret(sale.secret_version).await?;
         let Some(secret) = secret else { return Ok(false) };
+        let before = self.lanes.find(lane).await?;
+        if !before.is_open() {
+            return Ok(false);
+        }
         let mut books = self.scan(lane, &secret).await?;
         if !books.differences.is_empty() {
             self.metrics.suspected.inc();
@@ -190,6 +195,11 @@ impl Reconciler {
             let before: BTreeSet<_> = before.iter().map(|one| (one.what, &one.subject)).collect();
             books = self.scan(lane, &secret).await?;
             books.differences.retain(|one| before.contains(&(one.what, &one.subject)));
+        }
+        // What a lane shows while it is frozen, or is written anew, is recovery's concern.
+        let now = self.lanes.find(lane).await?;
+        if !now.is_open() || now.epoch != before.epoch {
+            return Ok(false);
         }
         let judged = books.undecided.is_none();
         self.ledger.within_patience(self.tell(books)).await?;
