@@ -7,6 +7,7 @@
 pub mod dead_letters;
 pub mod keys;
 mod monitor;
+pub mod rebuild;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -33,6 +34,7 @@ use crate::lanes::Lanes;
 use crate::ledger::catalog::{Catalog, CatalogMetrics};
 use crate::ledger::{Ledger, LedgerError};
 use crate::reconciler::Reconciler;
+use crate::reconciler::rebuild::Recovery;
 use crate::relay::Relay;
 use crate::sweeper::Sweeper;
 use crate::telemetry::health::{Condition, Health, Part};
@@ -133,6 +135,7 @@ struct Service {
     lanes: Lanes,
     catalog: Catalog,
     producer: Producer,
+    recovery: Recovery,
 }
 
 /// One token a stage of the end, in this order.
@@ -153,7 +156,9 @@ impl Service {
         let metrics = CatalogMetrics::register(&mut registry);
         let catalog = Catalog::new(ledger.clone(), &config.catalog, metrics);
         let producer = Producer::new(&config.kafka)?;
-        Ok(Self { config, registry, health, ledger, lanes, catalog, producer })
+        let recovery =
+            Recovery::new(lanes.clone(), ledger.clone(), catalog.clone(), &config, &mut registry)?;
+        Ok(Self { config, registry, health, ledger, lanes, catalog, producer, recovery })
     }
 
     async fn run(mut self, wanted: &[Role]) -> anyhow::Result<()> {
@@ -224,10 +229,11 @@ impl Service {
                         self.config.reconciler.clone(),
                         &mut self.registry,
                     );
-                    let (token, migrated) = (stages.front.clone(), migrated.subscribe());
+                    let (recovery, token) = (self.recovery.clone(), stages.front.clone());
+                    let (migrated, topic) = (migrated.subscribe(), topic.subscribe());
                     roles.spawn(Role::Reconciler, async move {
-                        if wait(migrated, &token).await {
-                            reconciler.run(token).await;
+                        if wait(migrated, &token).await && wait(topic, &token).await {
+                            tokio::join!(reconciler.run(token.clone()), recovery.run(token));
                         }
                         Ok(())
                     });
@@ -272,6 +278,7 @@ impl Service {
             self.lanes.clone(),
             self.ledger.clone(),
             self.catalog.clone(),
+            self.recovery.clone(),
             admission,
             self.health.clone(),
             http::Options::new(&self.config),

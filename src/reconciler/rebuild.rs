@@ -14,7 +14,7 @@
 //!
 //! Where something is in doubt the lane stays frozen, and a report says why: an operator decides.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -29,9 +29,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::books::CheckError;
 use super::scan::scan;
+use crate::bus::BusError;
 use crate::bus::producer::{Producer, SendError};
 use crate::bus::record::{Record, encode, encode_seal};
-use crate::config::{self, millis};
+use crate::config::{self, Config, millis};
 use crate::domain::event::{RebuildToken, Seal};
 use crate::domain::ids::{EntityKey, IdSecret, LaneId};
 use crate::domain::names::{BuyerId, KeyName, Sku};
@@ -43,7 +44,7 @@ use crate::lanes::recovery::{
     Claim, Claimed, Found, Part, adjustment_record, order_record, refund_note, return_note,
     stock_record, units_record,
 };
-use crate::lanes::reply::{Defined, ReplyError};
+use crate::lanes::reply::{Defined, Frozen, ReplyError};
 use crate::lanes::{LaneError, Lanes, outbox};
 use crate::ledger::{
     Catalog, LaneMark, Ledger, LedgerError, Note, Outcome, RecordedLane, Report, Sale, digest,
@@ -194,16 +195,18 @@ struct Shared {
 pub struct Recovery(Arc<Shared>);
 
 impl Recovery {
+    /// # Errors
+    /// A setting of Kafka's that is unknown or may not be changed, by its name.
     pub fn new(
         lanes: Lanes,
         ledger: Ledger,
         catalog: Catalog,
-        producer: Producer,
-        options: config::Reconciler,
+        config: &Config,
         registry: &mut Registry,
-    ) -> Self {
-        let metrics = Metrics::register(registry);
-        Self(Arc::new(Shared { lanes, ledger, catalog, producer, options, metrics }))
+    ) -> Result<Self, BusError> {
+        let (options, metrics) = (config.reconciler.clone(), Metrics::register(registry));
+        let producer = Producer::new(&config.kafka)?;
+        Ok(Self(Arc::new(Shared { lanes, ledger, catalog, producer, options, metrics })))
     }
 
     /// Looks for frozen and missing lanes and recovers them, until shut down. What it is at then is
@@ -214,7 +217,7 @@ impl Recovery {
         let mut running: JoinSet<(LaneId, Option<Outcome>)> = JoinSet::new();
         // Lanes that are not to be looked at before then; and those among them that are in doubt.
         let mut resting: HashMap<LaneId, Option<Instant>> = HashMap::new();
-        let mut in_doubt: BTreeMap<LaneId, ()> = BTreeMap::new();
+        let mut in_doubt: BTreeSet<LaneId> = BTreeSet::new();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -222,20 +225,26 @@ impl Recovery {
                     let Ok((lane, outcome)) = ended else { continue };
                     if outcome.is_none_or(Outcome::is_open) {
                         resting.remove(&lane);
-                        in_doubt.remove(&lane);
                     } else {
                         let again = Instant::now() + millis(self.0.options.recovery_retry_ms);
                         resting.insert(lane.clone(), Some(again));
                         if outcome == Some(Outcome::InDoubt) {
-                            in_doubt.insert(lane, ());
+                            in_doubt.insert(lane);
                         }
                     }
-                    self.0.metrics.in_doubt.set(in_doubt.len() as i64);
                 }
                 _ = looks.tick() => {
                     let now = Instant::now();
                     resting.retain(|_, until| until.is_none_or(|until| until > now));
-                    for lane in self.frozen().await {
+                    let frozen = match self.frozen().await {
+                        Ok(frozen) => frozen,
+                        Err(error) => {
+                            tracing::debug!(%error, "it is not known which lanes are frozen");
+                            continue;
+                        }
+                    };
+                    in_doubt.retain(|lane| frozen.contains(lane));
+                    for lane in frozen {
                         if running.len() < self.0.options.recoveries_max && !resting.contains_key(&lane) {
                             resting.insert(lane.clone(), None);
                             let recovery = self.clone();
@@ -244,34 +253,32 @@ impl Recovery {
                     }
                 }
             }
+            self.0.metrics.in_doubt.set(in_doubt.len() as i64);
             self.0.metrics.running.set(running.len() as i64);
         }
     }
 
-    /// Lanes that nobody can sell from, as far as Redis says so.
-    async fn frozen(&self) -> Vec<LaneId> {
-        let mut frozen = Vec::new();
+    /// Lanes that nobody can sell from.
+    async fn frozen(&self) -> Result<BTreeSet<LaneId>, LaneError> {
+        let mut frozen = BTreeSet::new();
         for sale in self.0.catalog.sales().iter().filter(|sale| !sale.phase.archived) {
             for lane in sale.lane_ids() {
-                match self.0.lanes.find(&lane).await {
-                    Ok(found) if !found.is_open() => frozen.push(lane),
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::debug!(%lane, %error, "it is not known whether a lane is frozen");
-                        return frozen;
-                    }
+                if !self.0.lanes.find(&lane).await?.is_open() {
+                    frozen.insert(lane);
                 }
             }
         }
-        frozen
+        Ok(frozen)
     }
 
-    /// Recovers a lane that was seen frozen; `None`: there is nothing to do, or another process does it.
+    /// Recovers a lane that was seen frozen; `None`: there was nothing to do.
     async fn attend(&self, lane: LaneId) -> (LaneId, Option<Outcome>) {
         let outcome = match self.recover(&lane, &Wish::automatic()).await {
             Ok(report) => report.map(|report| report.outcome),
-            Err(RecoveryError::Busy) => None,
-            Err(_) => Some(Outcome::Failed),
+            Err(error) => {
+                tracing::debug!(%lane, %error, "not recovered");
+                Some(Outcome::Failed)
+            }
         };
         (lane, outcome)
     }
@@ -310,7 +317,7 @@ impl Recovery {
         let began = Instant::now();
         let marks = self.marks(lane).await?;
         let mut report = Report::begin(lane, marks.sealed_epoch, &wish.actor);
-        report.why = if found.is_open() { "operator".to_owned() } else { found.why };
+        report.why = if found.is_open() { Frozen::Operator.as_str() } else { found.why() }.into();
         let attempt = Attempt { recovery: self, sale: &sale, lane, wish, marks };
         let attempted = attempt.run(&mut report).await;
         match &attempted {
@@ -406,7 +413,7 @@ impl Attempt<'_> {
             Claimed::Lost => return Err(RecoveryError::Lost),
         };
         report.epoch = Some(epoch);
-        report.seq_before = found.is_there().then_some(found.seq);
+        report.seq_before = found.is_there.then_some(found.seq);
         let secret = self.shared().catalog.secret(self.sale.secret_version).await?;
         let secret = secret.ok_or(RecoveryError::Unknown)?;
         self.drain(&found, &secret).await?;
@@ -435,7 +442,7 @@ impl Attempt<'_> {
     }
 
     fn has_lost_nothing(&self, found: &Found, recorded: u64) -> bool {
-        let is_whole = found.is_there() && found.why != "rebuild";
+        let is_whole = found.is_there && found.frozen != Some(Frozen::Rebuild);
         is_whole && (found.epoch, found.seq) == (self.marks.sealed_epoch, recorded)
     }
 

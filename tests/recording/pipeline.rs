@@ -81,7 +81,7 @@ impl Pipeline {
         Self { stack, lanes, catalog, lane, config }
     }
 
-    async fn reserve(&self, key: &str) -> Stamped<Reserved> {
+    pub async fn reserve(&self, key: &str) -> Stamped<Reserved> {
         let buyer = "u-1".parse().expect("a buyer");
         let key = key.parse().expect("a key");
         let key = self.stack.secret.order_key(&self.lane.sale, &buyer, &key);
@@ -144,7 +144,7 @@ impl Pipeline {
     }
 
     /// All of the lane as Redis has it now.
-    async fn image(&self) -> Vec<(String, Vec<u8>)> {
+    pub async fn image(&self) -> Vec<(String, Vec<u8>)> {
         let mut redis = self.redis().await;
         let pattern = format!("hf1:{{{}}}:*", self.lane);
         let keys: Vec<String> = redis.keys(pattern).await.expect("keys");
@@ -158,7 +158,7 @@ impl Pipeline {
     }
 
     /// Makes Redis forget what happened since, as after a crash with `appendfsync everysec`.
-    async fn restore(&self, image: &[(String, Vec<u8>)]) {
+    pub async fn restore(&self, image: &[(String, Vec<u8>)]) {
         let mut redis = self.redis().await;
         let pattern = format!("hf1:{{{}}}:*", self.lane);
         let keys: Vec<String> = redis.keys(pattern).await.expect("keys");
