@@ -64,6 +64,7 @@ pub struct Config {
     pub writer: Writer,
     pub sweeper: Sweeper,
     pub reconciler: Reconciler,
+    pub witness: Witness,
     pub telemetry: Telemetry,
 }
 
@@ -188,6 +189,13 @@ pub struct Reconciler {
     pub kept_days: u32,
 }
 
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Witness {
+    pub gone_after_ms: u64,
+    pub kept_days: u32,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -304,6 +312,8 @@ impl Config {
         range("reconciler.orders_max", reconciler.orders_max, 1_000, 100_000_000)?;
         range("reconciler.events_max", reconciler.events_max, 1_000, 10_000_000)?;
         range("reconciler.kept_days", reconciler.kept_days, 1, 3_650)?;
+        range("witness.gone_after_ms", self.witness.gone_after_ms, 2_000, 60_000)?;
+        range("witness.kept_days", self.witness.kept_days, 1, 3_650)?;
         Ok(())
     }
 

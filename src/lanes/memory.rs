@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 use super::Lanes;
 use super::reply::{Frozen, Marks};
 use crate::domain::ids::{EntityKey, LaneId};
+use crate::domain::testimony::Testimony;
 
 /// Whether a lane can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,20 +17,6 @@ pub(super) enum Standing {
     Open,
     Frozen(Frozen),
     Missing,
-}
-
-/// What a process remembers of a lane.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Testimony {
-    /// The highest that it has seen; epoch 0: nothing.
-    pub epoch: u32,
-    pub seq: u64,
-    /// The highest mark of that epoch that it has seen.
-    pub logged: u64,
-    /// Orders above `logged` of which it has told somebody, each by the seq that it then had.
-    pub orders: Vec<(u64, EntityKey)>,
-    /// It told of more than it may keep: up to this seq some are not in `orders`; 0: all are.
-    pub unlisted: u64,
 }
 
 #[derive(Default)]
