@@ -186,7 +186,9 @@ async fn an_instance_that_gives_no_signs_is_waited_for_only_so_long() {
     let (leaving, _) = (left.witness.clone(), left.end().await);
     leaving.leave().await.unwrap();
 
+    let began = Instant::now();
     let heard = ask(&stack).await;
+    assert!(began.elapsed() < 2 * GONE_AFTER, "no longer than its signs stay away");
     assert_eq!(heard.unheard, [name], "it has been asked, and told to be missing");
     assert_eq!(heard.heard.len(), 1, "{heard:?}");
     assert_eq!(*of(&heard, &alive), Testimony::default());
