@@ -140,3 +140,41 @@ impl Lanes {
         unsettled.map(|(id, _)| id.clone()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marks(epoch: u32, seq: u64, logged: u64) -> Marks {
+        Marks { epoch, seq, logged, ..Marks::default() }
+    }
+
+    #[test]
+    fn what_kafka_may_not_have_is_not_to_be_forgotten() {
+        let memory = Memory::default();
+        assert!(memory.is_settled(), "nothing was seen");
+        memory.learn(marks(1, 5, 4));
+        assert!(!memory.is_settled());
+        memory.see(marks(1, 4, 4), Standing::Frozen(Frozen::Behind));
+        assert_eq!((memory.seen(), memory.is_settled()), (Some((1, 5)), false), "it has lost it");
+        memory.see(Marks::default(), Standing::Missing);
+        assert_eq!((memory.seen(), memory.is_settled()), (Some((1, 5)), false));
+        memory.learn(marks(2, 4, 4));
+        assert_eq!(
+            (memory.seen(), memory.is_settled()),
+            (Some((2, 4)), true),
+            "it was opened anew"
+        );
+        memory.learn(marks(1, 9, 9));
+        assert_eq!(memory.seen(), Some((2, 4)), "an old answer that comes late");
+    }
+
+    #[test]
+    fn a_lane_that_was_never_there_is_not_gone() {
+        let memory = Memory::default();
+        assert!(!memory.see(Marks::default(), Standing::Missing));
+        assert!(!memory.see(marks(1, 1, 0), Standing::Open));
+        assert!(memory.see(Marks::default(), Standing::Missing));
+        assert!(memory.see(marks(1, 1, 0), Standing::Open), "it is back");
+    }
+}
