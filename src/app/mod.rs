@@ -39,6 +39,7 @@ use crate::relay::Relay;
 use crate::sweeper::Sweeper;
 use crate::telemetry::health::{Condition, Health, Part};
 use crate::telemetry::log;
+use crate::witness::Witness;
 use crate::writer::{Writer, WriterMetrics};
 
 /// Who is named as the one who did what was asked for on the command line.
@@ -71,6 +72,10 @@ impl Role {
             Role::Sweeper => "sweeper",
             Role::Reconciler => "reconciler",
         }
+    }
+
+    const fn talks_to_lanes(self) -> bool {
+        !matches!(self, Role::Writer)
     }
 }
 
@@ -136,6 +141,8 @@ struct Service {
     catalog: Catalog,
     producer: Producer,
     recovery: Recovery,
+    /// Of a process that talks to lanes.
+    witness: Option<Witness>,
 }
 
 /// One token a stage of the end, in this order.
@@ -158,7 +165,12 @@ impl Service {
         let producer = Producer::new(&config.kafka)?;
         let recovery =
             Recovery::new(lanes.clone(), ledger.clone(), catalog.clone(), &config, &mut registry)?;
-        Ok(Self { config, registry, health, ledger, lanes, catalog, producer, recovery })
+        let witness = roles.iter().any(|role| role.talks_to_lanes()).then(|| {
+            let roles = roles.iter().map(|role| role.as_str()).collect();
+            let (lanes, ledger) = (lanes.clone(), ledger.clone());
+            Witness::new(lanes, ledger, config.witness.clone(), roles, &mut registry)
+        });
+        Ok(Self { config, registry, health, ledger, lanes, catalog, producer, recovery, witness })
     }
 
     async fn run(mut self, wanted: &[Role]) -> anyhow::Result<()> {
@@ -183,6 +195,11 @@ impl Service {
         self.drain(&stages, &mut roles).await;
         stages.rest.cancel();
         background.shutdown().await;
+        if let Some(witness) = &self.witness
+            && let Err(error) = witness.leave().await
+        {
+            tracing::debug!(%error, "this process is missed until its signs stay away for long enough");
+        }
         tracing::info!("ended");
         failure.map_or(Ok(()), Err)
     }
@@ -315,6 +332,7 @@ impl Service {
             self.config.database.clone(),
             self.ledger.clone(),
             self.catalog.clone(),
+            self.witness.clone(),
             self.health.clone(),
             migrated,
             stages.rest.clone(),
@@ -457,18 +475,27 @@ async fn failure(background: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Error 
     }
 }
 
-/// Brings the schema up to date, then keeps the catalog fresh.
+/// Brings the schema up to date, then keeps the catalog fresh, and answers for this process.
 async fn connect_database(
     config: config::Database,
     ledger: Ledger,
     catalog: Catalog,
+    witness: Option<Witness>,
     health: Health,
     migrated: watch::Sender<bool>,
     end: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut retry = Retry::new("PostgreSQL");
+    // Without the catalog nobody talks to a lane.
+    let prepare = async || {
+        ledger.migrate().await?;
+        match &witness {
+            Some(witness) => witness.heartbeat().await,
+            None => Ok(()),
+        }
+    };
     loop {
-        match ledger.migrate().await {
+        match prepare().await {
             Ok(()) => break,
             Err(error @ LedgerError::Unavailable(_)) => retry.after(&error).await,
             Err(error) => return Err(error.into()),
@@ -482,7 +509,12 @@ async fn connect_database(
     }
     health.set_part(Part::Database, Condition::Up, version);
     migrated.send_replace(true);
-    catalog.run(end).await;
+    let testify = async {
+        if let Some(witness) = &witness {
+            witness.run(end.clone()).await;
+        }
+    };
+    tokio::join!(catalog.run(end.clone()), testify);
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //! was written anew from the ledger and proven.
 //!
 //! ```text
-//!   take the next epoch (database) ─▶ claim the lane (Redis) ─▶ drain its outbox (Kafka)
+//!   ask who has seen what ─▶ take the next epoch (database) ─▶ claim the lane (Redis) ─▶ drain its outbox (Kafka)
 //!     ─▶ seal the older epochs (Kafka) ─▶ wait for the writer at the seal
 //!     ─▶ Redis stands where the ledger does? open it : fold, write, prove, open
 //! ```
@@ -47,7 +47,8 @@ use crate::lanes::recovery::{
 use crate::lanes::reply::{Defined, Frozen, ReplyError};
 use crate::lanes::{LaneError, Lanes, outbox};
 use crate::ledger::{
-    Catalog, LaneMark, Ledger, LedgerError, Note, Outcome, RecordedLane, Report, Sale, digest,
+    Catalog, LaneMark, Ledger, LedgerError, Note, Outcome, RecordedLane, Report, Sale, Testimonies,
+    digest,
 };
 
 /// Who is named in reports of what nobody asked for.
@@ -187,6 +188,8 @@ struct Shared {
     catalog: Catalog,
     producer: Producer,
     options: config::Reconciler,
+    /// A process that gave no sign for so long is not waited for.
+    gone_after: Duration,
     metrics: Metrics,
 }
 
@@ -206,7 +209,9 @@ impl Recovery {
     ) -> Result<Self, BusError> {
         let (options, metrics) = (config.reconciler.clone(), Metrics::register(registry));
         let producer = Producer::new(&config.kafka)?;
-        Ok(Self(Arc::new(Shared { lanes, ledger, catalog, producer, options, metrics })))
+        let gone_after = millis(config.witness.gone_after_ms);
+        let shared = Shared { lanes, ledger, catalog, producer, options, gone_after, metrics };
+        Ok(Self(Arc::new(shared)))
     }
 
     /// Looks for frozen and missing lanes and recovers them, until shut down. What it is at then is
@@ -318,7 +323,8 @@ impl Recovery {
         let marks = self.marks(lane).await?;
         let mut report = Report::begin(lane, marks.sealed_epoch, &wish.actor);
         report.why = if found.is_open() { Frozen::Operator.as_str() } else { found.why() }.into();
-        let attempt = Attempt { recovery: self, sale: &sale, lane, wish, marks };
+        let is_open = found.is_open();
+        let attempt = Attempt { recovery: self, sale: &sale, lane, wish, marks, is_open };
         let attempted = attempt.run(&mut report).await;
         match &attempted {
             Ok(Some(outcome)) => report.outcome = *outcome,
@@ -388,6 +394,8 @@ struct Attempt<'a> {
     wish: &'a Wish,
     /// As the database had them before.
     marks: LaneMark,
+    /// It was not frozen before this.
+    is_open: bool,
 }
 
 impl Attempt<'_> {
@@ -403,6 +411,8 @@ impl Attempt<'_> {
         if self.is_in_doubt(report).await? {
             return Ok(Some(Outcome::InDoubt));
         }
+        // A claim of a lane that is gone begins its next epoch, by which processes forget the last one.
+        let mut heard = if self.is_open { None } else { Some(self.ask().await?) };
         let token = RebuildToken::new(rand::random());
         let taken = ledger.within_patience(ledger.take_epoch(self.lane, self.marks.epoch, token));
         let epoch = taken.await?.ok_or(RecoveryError::Lost)?;
@@ -416,10 +426,16 @@ impl Attempt<'_> {
         report.seq_before = found.is_there.then_some(found.seq);
         let secret = self.shared().catalog.secret(self.sale.secret_version).await?;
         let secret = secret.ok_or(RecoveryError::Unknown)?;
+        let heard = match heard.take() {
+            Some(heard) => heard,
+            None => self.ask().await?,
+        };
         self.drain(&found, &secret).await?;
         let recorded = self.seal(&claim).await?;
         report.seq = Some(recorded);
-        if !self.wish.rebuild && self.has_lost_nothing(&found, recorded) {
+        self.note_losses(&found, recorded, &heard, &secret, report);
+        let has_lost_nothing = report.lost_max == 0 && self.is_whole(&found, recorded);
+        if has_lost_nothing && !self.wish.rebuild {
             return match lanes.open(&claim, recorded).await? {
                 true => Ok(Some(Outcome::Opened)),
                 false => Err(RecoveryError::Lost),
@@ -429,7 +445,40 @@ impl Attempt<'_> {
             return Ok(Some(Outcome::InDoubt));
         }
         self.rebuild(&claim, recorded, &secret).await?;
+        if !heard.unheard.is_empty() {
+            report.detail = format!("not heard: instances {}", heard.unheard.join(", "));
+        }
         Ok(Some(Outcome::Rebuilt))
+    }
+
+    /// What every live process has seen of the lane.
+    async fn ask(&self) -> Result<Testimonies, RecoveryError> {
+        let Shared { ledger, gone_after, .. } = self.shared();
+        Ok(ledger.within_patience(ledger.testimonies(self.lane, *gone_after)).await?)
+    }
+
+    /// What was answered of the epoch that ends here, and is nowhere any more.
+    fn note_losses(
+        &self,
+        found: &Found,
+        recorded: u64,
+        heard: &Testimonies,
+        secret: &IdSecret,
+        report: &mut Report,
+    ) {
+        // One that died after its seal left the lane under the epoch before.
+        let is_kept = found.is_there && found.frozen != Some(Frozen::Rebuild);
+        let epoch = if is_kept { found.epoch } else { self.marks.sealed_epoch };
+        let heard: Vec<_> =
+            heard.heard.iter().map(|(_, told)| told).filter(|told| told.epoch == epoch).collect();
+        let in_redis = if found.epoch == epoch { found.seq } else { 0 };
+        let seen = heard.iter().map(|told| told.seq).fold(in_redis, u64::max);
+        report.lost_max = seen.saturating_sub(recorded);
+        let told = heard.iter().flat_map(|told| &told.orders);
+        let lost: BTreeSet<_> =
+            told.filter(|(seq, _)| *seq > recorded).map(|(_, key)| *key).collect();
+        let id = |key| secret.order_id(self.lane, key).to_string();
+        report.lost_orders = lost.into_iter().map(id).collect();
     }
 
     async fn is_in_doubt(&self, report: &mut Report) -> Result<bool, RecoveryError> {
@@ -441,9 +490,9 @@ impl Attempt<'_> {
         Ok(!doubts.is_empty() && despite < Despite::Everything)
     }
 
-    fn has_lost_nothing(&self, found: &Found, recorded: u64) -> bool {
-        let is_whole = found.is_there && found.frozen != Some(Frozen::Rebuild);
-        is_whole && (found.epoch, found.seq) == (self.marks.sealed_epoch, recorded)
+    fn is_whole(&self, found: &Found, recorded: u64) -> bool {
+        let has_all_keys = found.is_there && found.frozen != Some(Frozen::Rebuild);
+        has_all_keys && (found.epoch, found.seq) == (self.marks.sealed_epoch, recorded)
     }
 
     fn partition(&self) -> Result<i32, RecoveryError> {

@@ -17,6 +17,7 @@ use holdfast::lanes::recovery::{Claim, Claimed, Part};
 use holdfast::lanes::reply::Reserved;
 use holdfast::ledger::{Outcome, Report};
 use holdfast::reconciler::rebuild::{Despite, Recovery, RecoveryError, Wish};
+use holdfast::witness::Witness;
 use prometheus_client::registry::Registry;
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
@@ -277,6 +278,48 @@ async fn what_is_only_in_the_outbox_is_drained_before_the_seal_without_a_relay()
     assert_eq!((report.outcome, report.seq), (Outcome::Rebuilt, Some(101)));
     assert_eq!(pipeline.stack.number("SELECT count(*) FROM orders").await, 100);
     pipeline.until_recorded().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_that_only_redis_had_are_listed_by_whoever_answered_them() {
+    let pipeline = Pipeline::new("lost", 300).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    pipeline.hold(20).await;
+    pipeline.until_recorded().await;
+    relay.stop().await;
+    let image = pipeline.image().await;
+    let lost = pipeline.hold(5).await;
+    let (lanes, ledger) = (pipeline.lanes.clone(), pipeline.stack.ledger.clone());
+    let (options, registry) = (pipeline.config.witness.clone(), &mut Registry::default());
+    let witness = Witness::new(lanes, ledger, options, vec!["api"], registry);
+    witness.heartbeat().await.expect("a sign");
+    let stop = CancellationToken::new();
+    let (testifying, token) = (witness.clone(), stop.clone());
+    let task = tokio::spawn(async move { testifying.run(token).await });
+    let witness = Role { stop, task };
+
+    pipeline.restore(&image).await;
+    let (relay, recovering) = (pipeline.relay(), pipeline.recovering());
+    let frozen = pipeline.lanes.marks(&pipeline.lane).await;
+    assert!(matches!(frozen, Err(LaneError::Frozen(_))), "{frozen:?}");
+    pipeline.until_sold_from().await;
+    let [report] = &pipeline.reports().await[..] else { panic!("one report") };
+    assert_eq!((report.outcome, report.seq, report.lost_max), (Outcome::Rebuilt, Some(21), 5));
+    let mut expected: Vec<_> = lost.iter().map(|order| order.id.to_string()).collect();
+    let mut listed = report.lost_orders.clone();
+    expected.sort();
+    listed.sort();
+    assert_eq!(listed, expected);
+    for order in lost {
+        let known = pipeline.lanes.get(order.id).await.expect("an answer").outcome;
+        assert_eq!(known, None, "it is not sold twice, nor half there");
+    }
+    let stock = pipeline.lanes.stock(&pipeline.lane).await.expect("stock").outcome;
+    assert_eq!(stock.skus[0].counters.held, 20);
+    for role in [recovering, witness, relay] {
+        role.stop().await;
+    }
     writer.stop().await;
 }
 
