@@ -16,10 +16,11 @@
 --                                        ids; reference, note: JSON without spaces
 -- ARGV  1 the caller's clock (ms); 2 most events that may wait in the outbox; 3 "1" where Redis is
 --       nearly full; 4 empty, or where the caller has a WAIT follow: the highest "epoch-seq" that it
---       knows every replica to have; 5 the number of commands; then the commands, each as its reader
---       below says.
+--       knows every replica to have; 5 the highest "epoch-seq" that the caller has seen of the lane, or
+--       empty; 6 the number of commands; then the commands, each as its reader below says.
 -- Reply { "now epoch seq logged recorded proven", replies }; epoch 0: no such lane. A reply a command
---       and line: an outcome's name, then what belongs to it, separated by spaces.
+--       and line: an outcome's name, then what belongs to it, separated by spaces. A lane that is not
+--       there says "missing", one that is frozen "frozen WHY" to each.
 --
 -- Atomic: Redis runs a script alone, and Lua has no roll-back, so nothing is written before every
 -- key that will be written has been read (a wrong type raises there), and the first write is the
@@ -206,9 +207,9 @@ local redis_nearly_full = ARGV[3] == '1'
 local proves = ARGV[4] ~= ''
 
 -- The n-th command begins at ARGV[places[n]]; what a reader made of it is commands[n].
-local places, commands, command_count = {}, nil, tonumber(ARGV[5])
+local places, commands, command_count = {}, nil, tonumber(ARGV[6])
 do
-  local at, readers = 6, nil
+  local at, readers = 7, nil
   for n = 1, command_count do
     places[n] = at
     if ARGV[at] == 'reserve' then
@@ -233,11 +234,14 @@ do
 end
 
 -- The lane itself, a field a line below, absent ones nil or empty; all at once, since to look each up
--- by name in Redis costs more. What is not turned into a number here remains a text.
+-- by name in Redis costs more. What is not turned into a number here remains a text. run: the run_id of
+-- the server that it was opened on; frozen: why it must not be used (run, behind, rebuild, operator), or
+-- empty; since: for recovery, the seq after which its present epoch began.
 local lane = {
   layout = nil, epoch = nil, seq = nil, logged = nil, recorded = nil, trimmed = nil, now = nil, version = nil,
   digest = nil, opens = nil, closes = nil, hold = nil, grace = nil, longest = nil, limit = nil, paused = nil,
-  closed = nil, archived = nil, used = nil, proven = nil, relay = nil, leased = nil, exists = nil,
+  closed = nil, archived = nil, used = nil, proven = nil, run = nil, frozen = nil, since = nil, relay = nil, leased = nil,
+  exists = nil,
 }
 do
   local found = redis.call('HGETALL', KEYS[1])
@@ -272,6 +276,48 @@ do
   local time = redis.call('TIME')
   now = math.max(time[1] * 1000 + math.floor(time[2] / 1000), lane.now)
   now_text = text(now)
+end
+
+-- Where the lane stands, as every reply begins.
+local function stands(seq)
+  local proven = lane.proven > 0 and text(lane.proven) or '0'
+  return now_text .. ' ' .. lane.epoch .. ' ' .. seq .. ' ' .. lane.logged .. ' ' .. lane.recorded .. ' ' .. proven
+end
+
+-- A lane on another run of a server than the one it was opened on, or below what its caller has seen of
+-- it, may have forgotten what it answered. It must not sell those units again: it is frozen, for all
+-- callers, until recovery has opened it. An older version made lanes without `run`: they get it with
+-- their next event.
+local run
+do
+  local server = redis.call('INFO', 'server')
+  -- To find a text costs less than to look for a pattern.
+  run = string.match(server, '^run_id:(%x+)', string.find(server, 'run_id:', 1, true) or 1)
+  assert(run, 'the server does not say which run it is')
+end
+if lane.exists then
+  local why = lane.frozen
+  if not why or why == '' then
+    local epoch, seq = string.match(ARGV[5], '^(%d+)-(%d+)$')
+    local ahead = (epoch or 0) - lane.epoch
+    if lane.run and lane.run ~= run then
+      why = 'run'
+    elseif ahead > 0 or (ahead == 0 and (seq or 0) + 0 > lane.seq) then
+      why = 'behind'
+    else
+      why = nil
+    end
+    if why then
+      redis.call('HSET', KEYS[1], 'frozen', why)
+    end
+  end
+  if why then
+    local replies = {}
+    for n = 1, command_count do
+      replies[n] = 'frozen ' .. why
+    end
+    return { stands(text(lane.seq)), table.concat(replies, '\n') }
+  end
 end
 
 -- What is due, on both clocks: releasing a hold is the one irreversible use of time.

@@ -47,6 +47,9 @@ if event_words > 0 then
   changed.lane.seq, changed.lane.now = text(last_seq), now_text
   redis.call('XADD', KEYS[6], lane.epoch .. '-' .. changed.lane.seq, 'at', changed.lane.now, unpack(events))
 
+  if not lane.run then
+    changed.lane.run = run
+  end
   hset(KEYS[1], changed.lane)
   for sku, counters in pairs(changed.stock) do
     changed.stock[sku] =
@@ -88,8 +91,4 @@ if due_members and #due_members > 0 then
   redis.call('ZREM', KEYS[5], unpack(due_members))
 end
 
-return {
-  now_text .. ' ' .. lane.epoch .. ' ' .. (changed.lane.seq or text(last_seq)) .. ' ' .. lane.logged .. ' '
-    .. lane.recorded .. ' ' .. (lane.proven > 0 and text(lane.proven) or '0'),
-  table.concat(replies, '\n'),
-}
+return { stands(changed.lane.seq or text(last_seq)), table.concat(replies, '\n') }

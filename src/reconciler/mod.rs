@@ -172,9 +172,11 @@ impl Reconciler {
     fn failed(&self, lane: &LaneId, error: &CheckError) {
         self.metrics.failures.inc();
         match error {
-            // Being defined or archived right now, or lost: then callers are told, and the time of
-            // the last complete round stands still.
-            CheckError::Lane(LaneError::Missing) => tracing::debug!(%lane, "not in Redis"),
+            // Being defined or archived right now, or lost, or frozen: then callers are told, and the
+            // time of the last complete round stands still.
+            CheckError::Lane(error @ (LaneError::Missing | LaneError::Frozen(_))) => {
+                tracing::debug!(%lane, %error, "not reconciled");
+            }
             error => tracing::warn!(%lane, %error, "a lane could not be reconciled"),
         }
     }
@@ -197,6 +199,8 @@ impl Reconciler {
     }
 
     async fn scan(&self, lane: &LaneId, secret: &IdSecret) -> Result<LaneBooks, CheckError> {
+        // One that is frozen waits for recovery: what differs there is known.
+        self.lanes.marks(lane).await?;
         let books = scan::scan(&self.lanes, &self.ledger, lane, secret, &self.options).await?;
         self.metrics.scans.inc();
         if let Some(why) = &books.undecided {

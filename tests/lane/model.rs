@@ -179,9 +179,6 @@ impl Model {
     /// The relay's word on how far Kafka and the database have got.
     pub fn advance(&mut self, logged: u64, recorded: u64) {
         let marks = &mut self.marks;
-        if logged.max(recorded) > marks.seq {
-            return;
-        }
         marks.recorded = marks.recorded.max(recorded);
         marks.logged = marks.logged.max(marks.recorded).max(logged);
         let crowded = marks.seq - marks.recorded > self.outbox_max / 2;
