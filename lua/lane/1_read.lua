@@ -30,6 +30,10 @@
 -- Statuses in a record: h held, p paying, c confirmed, r returned, x cancelled, e expired. An
 -- absent value is empty.
 -- `allow-oom`: what settles and trims must go on at maxmemory; new orders are stopped by ARGV 3.
+--
+-- What most calls carry are new orders, and often one alone. So what only other commands need, their
+-- readers and deciders above all, is made when one of them comes: to make a function or a table costs
+-- about as much as a step of an order.
 
 -- Globals are looked up by name each time.
 local KEYS, ARGV, redis, string, table, math = KEYS, ARGV, redis, string, table, math
@@ -37,52 +41,29 @@ local assert, ipairs, next, pairs, tonumber, type, unpack = assert, ipairs, next
 
 local KEY_CHARS = 22
 
--- tostring() would write large numbers in scientific notation.
+-- tostring() would write large numbers in scientific notation, and "%.0f" takes twice as long.
 local function text(number)
-  return string.format('%.0f', number)
+  return string.format('%d', number)
 end
 
--- The same for numbers that come again within a call: times, units, counters.
-local texts = {}
-local function usual_text(number)
-  local known = texts[number]
-  if not known then
-    known = text(number)
-    texts[number] = known
-  end
-  return known
-end
-
+-- Of a text that may be absent. Arithmetic turns a text into a number, and sooner than tonumber() does.
 local function number_or_nil(value)
-  if value and value ~= '' then
-    return tonumber(value)
-  end
-  return nil
+  return value and value ~= '' and value + 0 or nil
 end
 
--- What the bulk reads must fetch. A field that is in there twice does no harm, but many commands
--- name the same few SKUs.
-local skus, buyer_ids, order_keys, adjustment_keys = {}, {}, {}, {}
-local function want_order(key)
-  order_keys[#order_keys + 1] = key
-end
-local function want_buyer(buyer)
-  buyer_ids[#buyer_ids + 1] = buyer
-end
-local function want_adjustment(key)
-  adjustment_keys[#adjustment_keys + 1] = key
-end
-local sku_is_wanted = {}
+-- What the bulk reads must fetch. A field that is in there twice does no harm.
+local skus, sku_is_wanted = {}, {}
+local buyer_ids, buyer_count = {}, 0
+local order_keys, order_count = {}, 0
+local adjustment_keys, want_all_stock, expire_max = nil, false, 0
+-- Orders that a command of this call may sell again or take back: their stock must be read too.
+local may_move
 local function want_sku(sku)
   if not sku_is_wanted[sku] then
     sku_is_wanted[sku] = true
     skus[#skus + 1] = sku
   end
 end
-local want_all_stock = false
-local expire_max = 0
--- Orders that a command of this call may sell again or take back: their stock must be read too.
-local may_move = {}
 
 -- "sku=units,sku=units" -> { {sku, units}, … }, which nobody changes: in a sale most orders ask for
 -- the same, and share it.
@@ -102,206 +83,226 @@ local function split_lines(lines)
   return list
 end
 
--- Readers of commands: each takes the index of its first argument, notes what must be read for
--- it, and returns the command and how many arguments it took.
-local readers = {
-  -- trace key buyer hold lines; hold in seconds, or empty for the sale's
-  reserve = function(i)
-    local command = { trace = ARGV[i], key = ARGV[i + 1], buyer = ARGV[i + 2], hold = ARGV[i + 3], lines = ARGV[i + 4] }
-    command.list = split_lines(command.lines)
-    want_order(command.key)
-    want_buyer(command.buyer)
-    for _, line in ipairs(command.list) do
-      want_sku(line.sku)
-    end
-    return command, 5
-  end,
-  -- trace key payment
-  begin = function(i)
-    want_order(ARGV[i + 1])
-    return { trace = ARGV[i], key = ARGV[i + 1], payment = ARGV[i + 2] }, 3
-  end,
-  -- trace cause key payment; cause: c caller, w webhook
-  fail = function(i)
-    want_order(ARGV[i + 2])
-    return { trace = ARGV[i], cause = ARGV[i + 1], key = ARGV[i + 2], payment = ARGV[i + 3] }, 4
-  end,
-  -- trace cause key payment lines; lines: what is bought, or empty for all
-  confirm = function(i)
-    want_order(ARGV[i + 2])
-    may_move[ARGV[i + 2]] = true
-    return {
-      trace = ARGV[i], cause = ARGV[i + 1], key = ARGV[i + 2], payment = ARGV[i + 3], lines = ARGV[i + 4],
-    }, 5
-  end,
-  -- trace key idempotency-key restock lines; restock: 1 or 0; lines: what comes back, or empty for
-  -- all that is left
-  ['return'] = function(i)
-    want_order(ARGV[i + 1])
-    may_move[ARGV[i + 1]] = true
-    return {
-      trace = ARGV[i], key = ARGV[i + 1], idempotency = ARGV[i + 2], restock = ARGV[i + 3], lines = ARGV[i + 4],
-    }, 5
-  end,
-  -- trace key buyer reason; a buyer means: by idempotency key, leave a tombstone where there is
-  -- no order. reason: JSON or empty
-  cancel = function(i)
-    want_order(ARGV[i + 1])
-    return { trace = ARGV[i], key = ARGV[i + 1], buyer = ARGV[i + 2], reason = ARGV[i + 3] }, 4
-  end,
-  -- max: how many overdue holds to look for; those of one member end together
-  expire = function(i)
-    expire_max = math.max(expire_max, tonumber(ARGV[i]))
-    return {}, 1
-  end,
-  -- key
-  get = function(i)
-    want_order(ARGV[i])
-    return { key = ARGV[i] }, 1
-  end,
-  stock = function()
-    want_all_stock = true
-    return {}, 0
-  end,
-  -- sku delta total if_version; delta or total is empty; if_version: empty, * (any), or ",7,9,"
-  preview = function(i)
-    want_sku(ARGV[i])
-    return {
-      sku = ARGV[i], delta = ARGV[i + 1], total = ARGV[i + 2], if_version = ARGV[i + 3],
-    }, 4
-  end,
-  -- trace key sku delta total if_version actor reason reference note, as above and in the record
-  adjust = function(i)
-    want_adjustment(ARGV[i + 1])
-    want_sku(ARGV[i + 2])
-    return {
-      trace = ARGV[i], key = ARGV[i + 1], sku = ARGV[i + 2], delta = ARGV[i + 3],
-      total = ARGV[i + 4], if_version = ARGV[i + 5], actor = ARGV[i + 6], reason = ARGV[i + 7],
-      reference = ARGV[i + 8], note = ARGV[i + 9],
-    }, 10
-  end,
-  -- trace key id undoes_key undoes actor note; key and id: of the new adjustment, undoes: the other
-  undo = function(i)
-    want_adjustment(ARGV[i + 1])
-    want_adjustment(ARGV[i + 3])
-    return {
-      trace = ARGV[i], key = ARGV[i + 1], id = ARGV[i + 2], undoes_key = ARGV[i + 3],
-      undoes = ARGV[i + 4], actor = ARGV[i + 5], note = ARGV[i + 6],
-    }, 7
-  end,
-  -- trace version epoch digest opens closes hold grace longest limit actor definition n
-  -- (sku stock limit)*n; grace: payment_grace_seconds, longest: max_hold_seconds
-  -- epoch: of the lane to create, or empty where it must be there already; definition: JSON
-  define = function(i)
-    want_all_stock = true
-    local command = {
-      trace = ARGV[i], version = tonumber(ARGV[i + 1]), epoch = ARGV[i + 2], digest = ARGV[i + 3],
-      opens = ARGV[i + 4], closes = ARGV[i + 5], hold = ARGV[i + 6], grace = ARGV[i + 7],
-      longest = ARGV[i + 8], limit = ARGV[i + 9], actor = ARGV[i + 10], definition = ARGV[i + 11], skus = {},
-    }
-    local count = tonumber(ARGV[i + 12])
-    for n = 1, count do
-      local at = i + 10 + 3 * n
-      command.skus[n] = { sku = ARGV[at], stock = tonumber(ARGV[at + 1]), limit = ARGV[at + 2] }
-    end
-    return command, 13 + 3 * count
-  end,
-  -- trace actor change; change: pause, resume or close
-  phase = function(i)
-    return { trace = ARGV[i], actor = ARGV[i + 1], change = ARGV[i + 2] }, 3
-  end,
-  -- retention in ms
-  archive = function(i)
-    want_all_stock = true
-    return { retention = tonumber(ARGV[i]) }, 1
-  end,
-  -- where the lane stands, which every reply says
-  marks = function()
-    return {}, 0
-  end,
-}
+-- Readers of commands other than reserve: each takes the index of its first argument, notes what must be
+-- read for it, and returns the command and how many arguments it took.
+local function other_readers()
+  adjustment_keys, may_move = {}, {}
+  local function want_order(key)
+    order_count = order_count + 1
+    order_keys[order_count] = key
+  end
+  local function want_adjustment(key)
+    adjustment_keys[#adjustment_keys + 1] = key
+  end
+  return {
+    -- trace key payment
+    begin = function(i)
+      want_order(ARGV[i + 1])
+      return { trace = ARGV[i], key = ARGV[i + 1], payment = ARGV[i + 2] }, 3
+    end,
+    -- trace cause key payment; cause: c caller, w webhook
+    fail = function(i)
+      want_order(ARGV[i + 2])
+      return { trace = ARGV[i], cause = ARGV[i + 1], key = ARGV[i + 2], payment = ARGV[i + 3] }, 4
+    end,
+    -- trace cause key payment lines; lines: what is bought, or empty for all
+    confirm = function(i)
+      want_order(ARGV[i + 2])
+      may_move[ARGV[i + 2]] = true
+      return {
+        trace = ARGV[i], cause = ARGV[i + 1], key = ARGV[i + 2], payment = ARGV[i + 3], lines = ARGV[i + 4],
+      }, 5
+    end,
+    -- trace key idempotency-key restock lines; restock: 1 or 0; lines: what comes back, or empty for
+    -- all that is left
+    ['return'] = function(i)
+      want_order(ARGV[i + 1])
+      may_move[ARGV[i + 1]] = true
+      return {
+        trace = ARGV[i], key = ARGV[i + 1], idempotency = ARGV[i + 2], restock = ARGV[i + 3], lines = ARGV[i + 4],
+      }, 5
+    end,
+    -- trace key buyer reason; a buyer means: by idempotency key, leave a tombstone where there is
+    -- no order. reason: JSON or empty
+    cancel = function(i)
+      want_order(ARGV[i + 1])
+      return { trace = ARGV[i], key = ARGV[i + 1], buyer = ARGV[i + 2], reason = ARGV[i + 3] }, 4
+    end,
+    -- max: how many overdue holds to look for; those of one member end together
+    expire = function(i)
+      expire_max = math.max(expire_max, tonumber(ARGV[i]))
+      return {}, 1
+    end,
+    -- key
+    get = function(i)
+      want_order(ARGV[i])
+      return { key = ARGV[i] }, 1
+    end,
+    stock = function()
+      want_all_stock = true
+      return {}, 0
+    end,
+    -- sku delta total if_version; delta or total is empty; if_version: empty, * (any), or ",7,9,"
+    preview = function(i)
+      want_sku(ARGV[i])
+      return {
+        sku = ARGV[i], delta = ARGV[i + 1], total = ARGV[i + 2], if_version = ARGV[i + 3],
+      }, 4
+    end,
+    -- trace key sku delta total if_version actor reason reference note, as above and in the record
+    adjust = function(i)
+      want_adjustment(ARGV[i + 1])
+      want_sku(ARGV[i + 2])
+      return {
+        trace = ARGV[i], key = ARGV[i + 1], sku = ARGV[i + 2], delta = ARGV[i + 3],
+        total = ARGV[i + 4], if_version = ARGV[i + 5], actor = ARGV[i + 6], reason = ARGV[i + 7],
+        reference = ARGV[i + 8], note = ARGV[i + 9],
+      }, 10
+    end,
+    -- trace key id undoes_key undoes actor note; key and id: of the new adjustment, undoes: the other
+    undo = function(i)
+      want_adjustment(ARGV[i + 1])
+      want_adjustment(ARGV[i + 3])
+      return {
+        trace = ARGV[i], key = ARGV[i + 1], id = ARGV[i + 2], undoes_key = ARGV[i + 3],
+        undoes = ARGV[i + 4], actor = ARGV[i + 5], note = ARGV[i + 6],
+      }, 7
+    end,
+    -- trace version epoch digest opens closes hold grace longest limit actor definition n
+    -- (sku stock limit)*n; grace: payment_grace_seconds, longest: max_hold_seconds
+    -- epoch: of the lane to create, or empty where it must be there already; definition: JSON
+    define = function(i)
+      want_all_stock = true
+      local command = {
+        trace = ARGV[i], version = tonumber(ARGV[i + 1]), epoch = ARGV[i + 2], digest = ARGV[i + 3],
+        opens = ARGV[i + 4], closes = ARGV[i + 5], hold = ARGV[i + 6], grace = ARGV[i + 7],
+        longest = ARGV[i + 8], limit = ARGV[i + 9], actor = ARGV[i + 10], definition = ARGV[i + 11], skus = {},
+      }
+      local count = tonumber(ARGV[i + 12])
+      for n = 1, count do
+        local at = i + 10 + 3 * n
+        command.skus[n] = { sku = ARGV[at], stock = tonumber(ARGV[at + 1]), limit = ARGV[at + 2] }
+      end
+      return command, 13 + 3 * count
+    end,
+    -- trace actor change; change: pause, resume or close
+    phase = function(i)
+      return { trace = ARGV[i], actor = ARGV[i + 1], change = ARGV[i + 2] }, 3
+    end,
+    -- retention in ms
+    archive = function(i)
+      want_all_stock = true
+      return { retention = tonumber(ARGV[i]) }, 1
+    end,
+    -- where the lane stands, which every reply says
+    marks = function()
+      return {}, 0
+    end,
+  }
+end
 
 local caller_now = tonumber(ARGV[1])
 local outbox_max = tonumber(ARGV[2])
 local redis_nearly_full = ARGV[3] == '1'
 local proves = ARGV[4] ~= ''
 
-local commands = {}
+-- The n-th command begins at ARGV[places[n]]; what a reader made of it is commands[n].
+local places, commands, command_count = {}, nil, tonumber(ARGV[6])
 do
-  local at = 7
-  for n = 1, tonumber(ARGV[6]) do
-    local kind = ARGV[at]
-    local command, taken = readers[kind](at + 1)
-    command.kind = kind
-    commands[n] = command
-    at = at + 1 + taken
+  local at, readers = 7, nil
+  for n = 1, command_count do
+    places[n] = at
+    if ARGV[at] == 'reserve' then
+      -- trace key buyer hold lines; hold in seconds, or empty for the sale's
+      order_count, buyer_count = order_count + 1, buyer_count + 1
+      order_keys[order_count], buyer_ids[buyer_count] = ARGV[at + 2], ARGV[at + 3]
+      local lines = ARGV[at + 5]
+      if not lists[lines] then -- else another order of this call has asked for them
+        for _, line in ipairs(split_lines(lines)) do
+          want_sku(line.sku)
+        end
+      end
+      at = at + 6
+    else
+      readers, commands = readers or other_readers(), commands or {}
+      local command, taken = readers[ARGV[at]](at + 1)
+      commands[n] = command
+      at = at + 1 + taken
+    end
   end
   assert(at == #ARGV + 1, 'the commands do not fill ARGV')
 end
 
--- The lane itself. run: the run_id of the server that it was opened on; frozen: why it must not be used
--- (run, behind, rebuild, operator), or empty. For recovery there is since, too: the seq after which its
--- present epoch began.
-local FIELDS = {
-  'layout', 'epoch', 'seq', 'logged', 'recorded', 'trimmed', 'now', 'version', 'digest', 'opens',
-  'closes', 'hold', 'grace', 'longest', 'limit', 'paused', 'closed', 'archived', 'used', 'proven', 'run', 'frozen',
+-- The lane itself, a field a line below, absent ones nil or empty; all at once, since to look each up
+-- by name in Redis costs more. What is not turned into a number here remains a text. run: the run_id of
+-- the server that it was opened on; frozen: why it must not be used (run, behind, rebuild, operator), or
+-- empty; since: for recovery, the seq after which its present epoch began.
+local lane = {
+  layout = nil, epoch = nil, seq = nil, logged = nil, recorded = nil, trimmed = nil, now = nil, version = nil,
+  digest = nil, opens = nil, closes = nil, hold = nil, grace = nil, longest = nil, limit = nil, paused = nil,
+  closed = nil, archived = nil, used = nil, proven = nil, run = nil, frozen = nil, since = nil, relay = nil, leased = nil,
+  exists = nil,
 }
-local lane = {}
 do
-  local values = redis.call('HMGET', KEYS[1], unpack(FIELDS))
-  for i, field in ipairs(FIELDS) do
-    lane[field] = values[i]
+  local found = redis.call('HGETALL', KEYS[1])
+  for i = 1, #found, 2 do
+    lane[found[i]] = found[i + 1]
   end
   lane.exists = lane.layout and true
   if lane.exists and lane.layout ~= '2' then
     return redis.error_reply('HOLDFAST this lane has layout ' .. lane.layout .. ', this script knows 2')
   end
-  for _, field in ipairs({ 'epoch', 'seq', 'logged', 'recorded', 'trimmed', 'now', 'version' }) do
-    lane[field] = tonumber(lane[field] or '0')
-  end
-  for _, field in ipairs({ 'opens', 'closes', 'hold', 'grace', 'longest', 'limit', 'closed' }) do
-    lane[field] = number_or_nil(lane[field])
-  end
+  lane.epoch = lane.epoch or '0'
+  lane.seq, lane.trimmed, lane.now = (lane.seq or 0) + 0, (lane.trimmed or 0) + 0, (lane.now or 0) + 0
+  lane.logged, lane.recorded = lane.logged or '0', lane.recorded or '0'
+  lane.opens, lane.closes, lane.closed = number_or_nil(lane.opens), number_or_nil(lane.closes), number_or_nil(lane.closed)
+  lane.hold, lane.limit = number_or_nil(lane.hold), number_or_nil(lane.limit)
   lane.paused, lane.archived, lane.used = lane.paused == '1', lane.archived == '1', lane.used == '1'
-  -- Up to where every replica was seen to have the lane. What another epoch had is not this one's.
-  local function proven_by(mark)
-    local epoch, seq = string.match(mark or '', '^(%d+)-(%d+)$')
-    return tonumber(epoch) == lane.epoch and tonumber(seq) <= lane.seq and tonumber(seq) or 0
-  end
-  lane.proven = lane.proven and proven_by(lane.proven) or 0
-  if proves then
-    lane.proven = math.max(lane.proven, proven_by(ARGV[4]))
+  if lane.proven or proves then
+    -- Up to where every replica was seen to have the lane. What another epoch had is not this one's.
+    local function proven_by(mark)
+      local epoch, seq = string.match(mark or '', '^(%d+)-(%d+)$')
+      return epoch == lane.epoch and tonumber(seq) <= lane.seq and tonumber(seq) or 0
+    end
+    lane.proven = math.max(proven_by(lane.proven), proven_by(ARGV[4]))
+  else
+    lane.proven = 0
   end
 end
 
 -- The lane's time never goes back, whatever Redis' clock does.
-local now
+local now, now_text
 do
   local time = redis.call('TIME')
   now = math.max(time[1] * 1000 + math.floor(time[2] / 1000), lane.now)
+  now_text = text(now)
 end
 
 -- Where the lane stands, as every reply begins.
-local function stands()
-  return table.concat({
-    text(now), text(lane.epoch), text(lane.seq), text(lane.logged), text(lane.recorded), text(lane.proven),
-  }, ' ')
+local function stands(seq)
+  local proven = lane.proven > 0 and text(lane.proven) or '0'
+  return now_text .. ' ' .. lane.epoch .. ' ' .. seq .. ' ' .. lane.logged .. ' ' .. lane.recorded .. ' ' .. proven
 end
 
 -- A lane on another run of a server than the one it was opened on, or below what its caller has seen of
 -- it, may have forgotten what it answered. It must not sell those units again: it is frozen, for all
 -- callers, until recovery has opened it. An older version made lanes without `run`: they get it with
 -- their next event.
-local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
-assert(run, 'the server does not say which run it is')
+local run
+do
+  local server = redis.call('INFO', 'server')
+  -- To find a text costs less than to look for a pattern.
+  run = string.match(server, '^run_id:(%x+)', string.find(server, 'run_id:', 1, true) or 1)
+  assert(run, 'the server does not say which run it is')
+end
 if lane.exists then
   local why = lane.frozen
   if not why or why == '' then
     local epoch, seq = string.match(ARGV[5], '^(%d+)-(%d+)$')
-    epoch, seq = tonumber(epoch or '0'), tonumber(seq or '0')
+    local ahead = (epoch or 0) - lane.epoch
     if lane.run and lane.run ~= run then
       why = 'run'
-    elseif epoch > lane.epoch or (epoch == lane.epoch and seq > lane.seq) then
+    elseif ahead > 0 or (ahead == 0 and (seq or 0) + 0 > lane.seq) then
       why = 'behind'
     else
       why = nil
@@ -312,16 +313,17 @@ if lane.exists then
   end
   if why then
     local replies = {}
-    for n = 1, #commands do
+    for n = 1, command_count do
       replies[n] = 'frozen ' .. why
     end
-    return { stands(), table.concat(replies, '\n') }
+    return { stands(text(lane.seq)), table.concat(replies, '\n') }
   end
 end
 
 -- What is due, on both clocks: releasing a hold is the one irreversible use of time.
-local due_members, due_keys, due_more, next_deadline = {}, {}, false, nil
+local due_members, due_keys, due_more, next_deadline
 if expire_max > 0 and lane.exists then
+  due_members, due_keys = {}, {}
   local page, done = 16, false
   while not done do
     local found = redis.call('ZRANGE', KEYS[5], #due_members, #due_members + page - 1, 'WITHSCORES')
@@ -340,24 +342,11 @@ if expire_max > 0 and lane.exists then
       for at = 1, #found[i], KEY_CHARS do
         local key = string.sub(found[i], at, at + KEY_CHARS - 1)
         due_keys[#due_keys + 1] = key
-        want_order(key)
+        order_count = order_count + 1
+        order_keys[order_count] = key
       end
     end
   end
-end
-
--- The fields that are there, and their values.
-local function fetch(redis_key, fields)
-  local raw = {}
-  if #fields > 0 then
-    local values = redis.call('HMGET', redis_key, unpack(fields))
-    for i = 1, #fields do
-      if values[i] then
-        raw[fields[i]] = values[i]
-      end
-    end
-  end
-  return raw
 end
 
 -- created: a time (ms); lasts: the deadline, in ms after it. lines: what it holds, bought or held last; asked: what was asked for, where that is more;
@@ -389,82 +378,100 @@ local function order_of(key)
   return order
 end
 
-for key, record in pairs(fetch(KEYS[4], order_keys)) do
-  local order = decode_order(key, record)
-  orders[key] = order
-  -- Settling a hold moves its stock and, where it is released, its buyer's count.
-  if order.status == 'h' or order.status == 'p' or may_move[key] then
-    order.list = split_lines(order.lines)
-    want_buyer(order.buyer)
-    for _, line in ipairs(order.list) do
-      want_sku(line.sku)
+if order_count > 0 then
+  local found = redis.call('HMGET', KEYS[4], unpack(order_keys))
+  for i = 1, order_count do
+    if found[i] then
+      local key = order_keys[i]
+      local order = decode_order(key, found[i])
+      orders[key] = order
+      -- Settling a hold moves its stock and, where it is released, its buyer's count.
+      if order.status == 'h' or order.status == 'p' or (commands and may_move[key]) then
+        order.list = split_lines(order.lines)
+        buyer_count = buyer_count + 1
+        buyer_ids[buyer_count] = order.buyer
+        for _, line in ipairs(order.list) do
+          want_sku(line.sku)
+        end
+      end
     end
   end
-end
-
-local function decode_adjustment(key, record)
-  local seq, at, sku, delta, total, before, undoes, undone_by, actor, reason, reference, note = string.match(
-    record,
-    '^(%d+) (%d+) ([^ ]+) (%-?%d+) (%d*) (%d+ %d+ %d+ %d+) ([^ ]*) ([^ ]*) ([^ ]+) (%a+) ([^ ]*) ([^ ]*)$'
-  )
-  assert(seq, 'the record of an adjustment cannot be read')
-  return {
-    key = key, seq = seq, at = at, sku = sku, delta = delta, total = total, before = before, undoes = undoes,
-    undone_by = undone_by, actor = actor, reason = reason, reference = reference, note = note,
-  }
 end
 
 local adjustments = {}
-for key, record in pairs(fetch(KEYS[7], adjustment_keys)) do
-  adjustments[key] = decode_adjustment(key, record)
-  want_sku(adjustments[key].sku) -- whose units an undo moves back
-end
-
-local stock = {}
-do
-  local raw
-  if want_all_stock then
-    raw = {}
-    local all = redis.call('HGETALL', KEYS[2])
-    for i = 1, #all, 2 do
-      raw[all[i]] = all[i + 1]
-    end
-  else
-    raw = fetch(KEYS[2], skus)
-  end
-  for sku, value in pairs(raw) do
-    local available, held, sold, version, limit, initial = string.match(value, '^(%d+) (%d+) (%d+) (%d+) (%d*) (%d+)$')
-    assert(available, 'the counters of an SKU cannot be read')
-    stock[sku] = {
-      available = tonumber(available), held = tonumber(held), sold = tonumber(sold),
-      version = tonumber(version), limit = number_or_nil(limit), initial = tonumber(initial),
+if commands and #adjustment_keys > 0 then
+  local function decode(key, record)
+    local seq, at, sku, delta, total, before, undoes, undone_by, actor, reason, reference, note = string.match(
+      record,
+      '^(%d+) (%d+) ([^ ]+) (%-?%d+) (%d*) (%d+ %d+ %d+ %d+) ([^ ]*) ([^ ]*) ([^ ]+) (%a+) ([^ ]*) ([^ ]*)$'
+    )
+    assert(seq, 'the record of an adjustment cannot be read')
+    return {
+      key = key, seq = seq, at = at, sku = sku, delta = delta, total = total, before = before, undoes = undoes,
+      undone_by = undone_by, actor = actor, reason = reason, reference = reference, note = note,
     }
   end
-end
-
--- buyer -> units by SKU, and at [1] of all SKUs together.
-local buyers = {}
-do
-  local raw = fetch(KEYS[3], buyer_ids)
-  for _, buyer in ipairs(buyer_ids) do
-    local count = { 0 }
-    if raw[buyer] then
-      for _, line in ipairs(split_lines(raw[buyer])) do
-        count[line.sku] = line.units
-        count[1] = count[1] + line.units
-      end
+  local found = redis.call('HMGET', KEYS[7], unpack(adjustment_keys))
+  for i, key in ipairs(adjustment_keys) do
+    if found[i] then
+      adjustments[key] = decode(key, found[i])
+      want_sku(adjustments[key].sku) -- whose units an undo moves back
     end
-    buyers[buyer] = count
   end
 end
 
--- What the decisions below leave for the bulk writes.
-local events, event_words = {}, 0
-local changed = { stock = {}, gone = {}, buyers = {}, orders = {}, adjustments = {}, lane = {} }
-local deadlines = {}
+-- sku -> its counters; `rest` is "version limit initial", for the commands that only move units.
+local stock = {}
+do
+  local function read_counters(sku, value)
+    local available, held, sold, rest, version, limit, initial =
+      string.match(value, '^(%d+) (%d+) (%d+) ((%d+) (%d*) (%d+))$')
+    assert(available, 'the counters of an SKU cannot be read')
+    stock[sku] = {
+      available = available + 0, held = held + 0, sold = sold + 0, rest = rest,
+      version = version, limit = number_or_nil(limit), initial = initial,
+    }
+  end
+  if want_all_stock then
+    local all = redis.call('HGETALL', KEYS[2])
+    for i = 1, #all, 2 do
+      read_counters(all[i], all[i + 1])
+    end
+  elseif #skus > 0 then
+    local found = redis.call('HMGET', KEYS[2], unpack(skus))
+    for i, sku in ipairs(skus) do
+      if found[i] then
+        read_counters(sku, found[i])
+      end
+    end
+  end
+end
 
+-- buyer -> "sku=units,…", as Redis has it; nil or empty: nothing.
+local buyers = {}
+if buyer_count > 0 then
+  local found = redis.call('HMGET', KEYS[3], unpack(buyer_ids))
+  for i = 1, buyer_count do
+    if found[i] then
+      buyers[buyer_ids[i]] = found[i]
+    end
+  end
+end
+
+-- What the decisions below leave for the bulk writes. Of a key that is in there twice the last counts.
+local events, event_words = {}, 0
+local order_writes, order_words = {}, 0
+local buyer_writes, buyer_words = {}, 0
+local emptied -- buyers that may have nothing any more
+local changed = { stock = {}, lane = {}, gone = nil, adjustments = nil }
+if commands then
+  changed.gone, changed.adjustments, emptied = {}, {}, {}
+end
+local deadlines = {} -- time, as a text -> keys of the orders that the sweeper is to look at then
+
+local last_seq = lane.seq -- and of the events so far
 local function emit(kind, payload)
-  lane.seq = lane.seq + 1
+  last_seq = last_seq + 1
   events[event_words + 1] = kind
   events[event_words + 2] = payload
   event_words = event_words + 2

@@ -2,108 +2,93 @@
 -- Decide the commands in order, then write, the outbox first.
 
 local replies = {}
-for n, command in ipairs(commands) do
-  if lane.exists or command.kind == 'define' then
-    replies[n] = decide[command.kind](command)
-  else
+for n = 1, command_count do
+  local command = commands and commands[n]
+  local kind = command and ARGV[places[n]]
+  if not lane.exists and kind ~= 'define' then
     replies[n] = 'missing'
+  elseif kind then
+    plans = {}
+    replies[n] = decide[kind](command)
+  else
+    replies[n] = reserve(places[n])
   end
 end
 
 -- Field and value pairs of a table, for one HSET.
-local function pairs_of(fields, encode)
+local function hset(key, values)
   local list, words = {}, 0
-  for field, value in pairs(fields) do
+  for field, value in pairs(values) do
     list[words + 1] = field
-    list[words + 2] = encode(value)
+    list[words + 2] = value
     words = words + 2
   end
-  return list
-end
-
-local function as_is(value)
-  return value
-end
-
-local function encode_counters(c)
-  return table.concat({
-    text(c.available), text(c.held), text(c.sold), text(c.version), c.limit and text(c.limit) or '',
-    text(c.initial),
-  }, ' ')
-end
-
-local function hset(key, list)
-  if #list > 0 then
+  if words > 0 then
     redis.call('HSET', key, unpack(list))
   end
-end
-
-local function hdel(key, list)
-  if #list > 0 then
-    redis.call('HDEL', key, unpack(list))
-  end
-end
-
-local function write_buyers()
-  local kept, words, gone = {}, 0, {}
-  for buyer, count in pairs(changed.buyers) do
-    local units
-    for sku, number in pairs(count) do
-      if sku ~= 1 and number > 0 then
-        units = (units and units .. ',' or '') .. sku .. '=' .. usual_text(number)
-      end
-    end
-    if units then
-      kept[words + 1] = buyer
-      kept[words + 2] = units
-      words = words + 2
-    else
-      gone[#gone + 1] = buyer
-    end
-  end
-  hset(KEYS[3], kept)
-  hdel(KEYS[3], gone)
 end
 
 -- WAIT proves what its connection has written before it, and nothing else. So a call that is to be
 -- proven writes: its events, or where it has none and the lane stands above what is proven, the mark.
 if proves then
-  changed.lane.proven = text(lane.epoch) .. '-' .. text(lane.proven)
+  changed.lane.proven = lane.epoch .. '-' .. text(lane.proven)
 end
 
 if event_words > 0 then
-  local due = {}
+  local due, due_words = {}, 0
   for at, keys in pairs(deadlines) do
-    due[#due + 1] = text(at)
-    due[#due + 1] = table.concat(keys)
+    due[due_words + 1] = at
+    due[due_words + 2] = table.concat(keys)
+    due_words = due_words + 2
   end
-  if #due > 0 then
+  if due_words > 0 then
     redis.call('ZCARD', KEYS[5]) -- raises on a wrong type, while nothing is written
   end
-  redis.call('XADD', KEYS[6], text(lane.epoch) .. '-' .. text(lane.seq), 'at', text(now), unpack(events))
+  changed.lane.seq, changed.lane.now = text(last_seq), now_text
+  redis.call('XADD', KEYS[6], lane.epoch .. '-' .. changed.lane.seq, 'at', changed.lane.now, unpack(events))
 
-  changed.lane.seq, changed.lane.now = text(lane.seq), text(now)
   if not lane.run then
     changed.lane.run = run
   end
-  hset(KEYS[1], pairs_of(changed.lane, as_is))
-  hset(KEYS[2], pairs_of(changed.stock, encode_counters))
-  local removed = {}
-  for sku in pairs(changed.gone) do
-    removed[#removed + 1] = sku
+  hset(KEYS[1], changed.lane)
+  for sku, counters in pairs(changed.stock) do
+    changed.stock[sku] =
+      text(counters.available) .. ' ' .. text(counters.held) .. ' ' .. text(counters.sold) .. ' ' .. counters.rest
   end
-  hdel(KEYS[2], removed)
-  write_buyers()
-  hset(KEYS[4], pairs_of(changed.orders, as_is))
-  hset(KEYS[7], pairs_of(changed.adjustments, adjustment_record))
-  if #due > 0 then
+  hset(KEYS[2], changed.stock)
+  if buyer_words > 0 then
+    redis.call('HSET', KEYS[3], unpack(buyer_writes))
+  end
+  if order_words > 0 then
+    redis.call('HSET', KEYS[4], unpack(order_writes))
+  end
+  if commands then
+    local function hdel(key, list)
+      if #list > 0 then
+        redis.call('HDEL', key, unpack(list))
+      end
+    end
+    local removed, have_nothing = {}, {}
+    for sku in pairs(changed.gone) do
+      removed[#removed + 1] = sku
+    end
+    for _, buyer in ipairs(emptied) do
+      if buyers[buyer] == '' then
+        have_nothing[#have_nothing + 1] = buyer
+      end
+    end
+    hdel(KEYS[2], removed)
+    hdel(KEYS[3], have_nothing)
+    hset(KEYS[7], changed.adjustments)
+  end
+  if due_words > 0 then
     redis.call('ZADD', KEYS[5], unpack(due))
   end
-elseif proves and lane.exists and lane.seq > lane.proven then
+elseif proves and lane.exists and last_seq > lane.proven then
   redis.call('HSET', KEYS[1], 'proven', changed.lane.proven)
 end
-if #due_members > 0 then
+if due_members and #due_members > 0 then
   redis.call('ZREM', KEYS[5], unpack(due_members))
 end
 
-return { stands(), table.concat(replies, '\n') }
+return { stands(changed.lane.seq or text(last_seq)), table.concat(replies, '\n') }

@@ -61,12 +61,22 @@ impl Members for NoMembers {}
 /// What is wrong with it, and where.
 pub fn decode<T: Members>(bytes: &[u8]) -> Result<T, Vec<FieldError>> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
+    // Where a mistake is costs more than all the rest: it is looked for once there is one.
+    let members = match T::deserialize(Strict(&mut json)) {
+        Ok(members) => members,
+        Err(_) => return decode_tracked(bytes),
+    };
+    json.end().map_err(|error| vec![FieldError::new("", error.to_string())])?;
+    members.check()
+}
+
+/// The same, for one that cannot be read: says where.
+fn decode_tracked<T: Members>(bytes: &[u8]) -> Result<T, Vec<FieldError>> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
     let mut track = Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
     let read = T::deserialize(Strict(tracked));
-    let members = read.map_err(|error| vec![located(&track.path(), &error.to_string())])?;
-    json.end().map_err(|error| vec![FieldError::new("", error.to_string())])?;
-    members.check()
+    read.map_err(|error| vec![located(&track.path(), &error.to_string())])
 }
 
 /// The mistake with a JSON pointer to it. What serde says of a member that is missing, unknown or

@@ -40,7 +40,8 @@ pub(super) struct RawReply {
 /// A command and whom to answer.
 pub(super) struct Waiting {
     pub command: Command,
-    pub answer: oneshot::Sender<Result<RawReply, LaneError>>,
+    /// Gets the command back: an outcome repeats much of it.
+    pub answer: oneshot::Sender<Result<(Command, RawReply), LaneError>>,
     /// By when it must be sent: whoever waits longer is better told to come back.
     pub send_by: Instant,
 }
@@ -147,7 +148,8 @@ impl Batch {
 }
 
 fn answer(waiting: Waiting, reply: Result<RawReply, LaneError>) {
-    if waiting.answer.send(reply).is_err() {
+    let Waiting { command, answer, .. } = waiting;
+    if answer.send(reply.map(|reply| (command, reply))).is_err() {
         tracing::debug!("the caller of a command went away before its answer");
     }
 }

@@ -218,8 +218,9 @@ impl Lanes {
     }
 
     pub async fn reserve(&self, command: Reserve) -> Result<Stamped<Reserved>, LaneError> {
-        let asked = command.clone();
-        let raw = self.submit(asked.id.lane(), Command::Reserve(command)).await?;
+        let lane = command.id.lane().clone();
+        let (asked, raw) = self.ask(&lane, Command::Reserve(command)).await?;
+        let Command::Reserve(asked) = asked else { unreachable!("it comes back as it was") };
         let now = raw.now;
         self.promise(raw, |text| reply::reserved(asked, now, text))
     }
@@ -339,8 +340,12 @@ impl Lanes {
         Ok(stamped)
     }
 
-    /// Puts a command into its lane's queue and waits for the answer.
     async fn submit(&self, lane: &LaneId, command: Command) -> Result<RawReply, LaneError> {
+        Ok(self.ask(lane, command).await?.1)
+    }
+
+    /// Puts a command into its lane's queue and waits for the answer, which brings it back.
+    async fn ask(&self, lane: &LaneId, command: Command) -> Result<(Command, RawReply), LaneError> {
         let (answer, answered) = oneshot::channel();
         let send_by = Instant::now() + self.shared.queue_wait_max;
         self.enqueue(lane, Waiting { command, answer, send_by })?;
