@@ -120,6 +120,7 @@ pub struct Lanes {
     pub batch_lines_max: usize,
     pub queue_max: usize,
     pub outbox_events_max: u64,
+    pub outbox_bytes_max: u64,
     pub memory_share_max: f64,
 }
 
@@ -274,6 +275,7 @@ impl Config {
         range("lanes.batch_lines_max", lanes.batch_lines_max, 64, 2_000)?;
         range("lanes.queue_max", lanes.queue_max, 1, 1_000_000)?;
         range("lanes.outbox_events_max", lanes.outbox_events_max, 1_000, 100_000_000)?;
+        range("lanes.outbox_bytes_max", lanes.outbox_bytes_max, 1 << 16, 1 << 40)?;
         range("lanes.memory_share_max", lanes.memory_share_max, 0.1, 1.0)?;
         range("kafka.partitions", self.kafka.partitions, 1, 1_000)?;
         range("kafka.replication", self.kafka.replication, 1, 10)?;

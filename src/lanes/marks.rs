@@ -1,7 +1,7 @@
 //! Waiting for a lane's marks to reach an event. All who wait for one lane share what its replies
 //! say and one look at it now and then, however many they are.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,13 +17,15 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// The same while it does not answer.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
-/// What those hear who wait for one lane.
+/// What this process sees of one lane from outside, and what those hear who wait for it.
 pub(super) struct Watch {
     marks: watch::Sender<Marks>,
     /// Somebody looks at the lane now and then.
     is_looked_at: AtomicBool,
     /// The highest epoch and seq that this process has seen every replica to have.
     proven: Mutex<(u32, u64)>,
+    /// What its outbox took in Redis when that was last asked.
+    pub outbox_bytes: AtomicU64,
 }
 
 impl Watch {
@@ -32,6 +34,7 @@ impl Watch {
             marks: watch::Sender::new(Marks::default()),
             is_looked_at: AtomicBool::new(false),
             proven: Mutex::default(),
+            outbox_bytes: AtomicU64::new(0),
         }
     }
 
