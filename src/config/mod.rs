@@ -141,6 +141,7 @@ pub struct Relay {
     pub in_flight_max: usize,
     pub poll_ms: u64,
     pub lease_ms: u64,
+    pub stall_ms: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -284,6 +285,7 @@ impl Config {
         range("relay.in_flight_max", relay.in_flight_max, 1, 150_000)?;
         range("relay.poll_ms", relay.poll_ms, 1, 10_000)?;
         range("relay.lease_ms", relay.lease_ms, 1_000, 60_000)?;
+        range("relay.stall_ms", relay.stall_ms, 100, 600_000)?;
         let database = &self.database;
         range("database.connections_max", database.connections_max, 2, 1_000)?;
         range("database.acquire_timeout_ms", database.acquire_timeout_ms, 10, 60_000)?;
