@@ -8,11 +8,13 @@
 //!              has it        has it      way       happened
 //! ```
 //!
-//! Nothing is only in its memory: one that dies is followed by one that begins at `logged`, and
-//! what is sent twice the writer drops by its seq. A delivery that fails rewinds the lane to
-//! `logged`. The lease keeps two relays from sending the same lane; it only saves double work.
+//! Nothing is only in its memory: one that dies is followed by one that begins at `recorded`, and
+//! what is sent twice the writer drops by its seq. A delivery that fails rewinds the lane to what was
+//! acknowledged. Where the database does not get on with what was acknowledged, Kafka is asked whether
+//! it still has it; what it lost is sent again from `recorded`. The lease keeps two relays from
+//! sending the same lane; it only saves double work.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,21 +25,26 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use crate::bus::producer::{Producer, SendError};
+use crate::bus::BusError;
+use crate::bus::producer::{Delivered, Producer, SendError};
 use crate::bus::record::encode;
-use crate::config::{self, millis};
+use crate::bus::topic::{Extent, extents};
+use crate::config::{self, Config, millis};
 use crate::domain::ids::{IdSecret, LaneId};
 use crate::lanes::outbox::{self, Entry};
 use crate::lanes::reply::Marks;
 use crate::lanes::{Advance, LaneError, Lanes};
 use crate::ledger::{Catalog, Ledger};
 
-/// How often marks are copied while there is something to copy.
+/// How often marks are copied while there is something to copy, and lanes read that have news all the
+/// time. One that had none is read at once when it has.
 const MARKS_INTERVAL: Duration = Duration::from_millis(20);
 /// How long the relay rests after Redis, Kafka or the database failed it.
 const PAUSE: Duration = Duration::from_millis(250);
 /// How long the database may take to say how far it has got.
 const ASK_MAX: Duration = Duration::from_secs(2);
+/// Longest pause before Kafka is asked once more whether it lost what the database lacks of a lane.
+const STALL_MAX: Duration = Duration::from_secs(300);
 /// Streams that one read names at most.
 const LANES_A_READ: usize = 256;
 
@@ -45,6 +52,9 @@ struct Metrics {
     sent: Counter,
     acknowledged: Counter,
     rewinds: Counter,
+    stalls: Counter,
+    losses: Counter,
+    producers: Counter,
     unreadable: Counter,
     lanes: Gauge,
     behind: Gauge,
@@ -60,6 +70,9 @@ impl Metrics {
             sent: Counter::default(),
             acknowledged: Counter::default(),
             rewinds: Counter::default(),
+            stalls: Counter::default(),
+            losses: Counter::default(),
+            producers: Counter::default(),
             unreadable: Counter::default(),
             lanes: Gauge::default(),
             behind: Gauge::default(),
@@ -72,7 +85,22 @@ impl Metrics {
         let m = &metrics;
         registry.register("sent", "Events handed to the producer", m.sent.clone());
         registry.register("acknowledged", "Events that Kafka acknowledged", m.acknowledged.clone());
-        registry.register("rewinds", "Lanes sent again from `logged`", m.rewinds.clone());
+        registry.register("rewinds", "Lanes sent again since a delivery failed", m.rewinds.clone());
+        registry.register(
+            "stalls",
+            "Times that Kafka was asked whether it lost what the database lacks of a lane",
+            m.stalls.clone(),
+        );
+        registry.register(
+            "losses",
+            "Lanes sent again from `recorded` since Kafka had lost what it had acknowledged",
+            m.losses.clone(),
+        );
+        registry.register(
+            "producers_renewed",
+            "Producers that lost their place and were made anew",
+            m.producers.clone(),
+        );
         registry.register("unreadable", "Outbox entries that cannot be read", m.unreadable.clone());
         registry.register("lanes", "Lanes that this relay has the lease of", m.lanes.clone());
         registry.register(
@@ -110,6 +138,13 @@ struct Outbound {
     trimmed: u64,
     /// The last event handed to the producer.
     sent: u64,
+    /// Up to where Kafka acknowledged what this relay sent, which began behind `recorded`: it can be
+    /// below what another relay had acknowledged before.
+    acknowledged: u64,
+    /// Where in its partition the last event lies that was acknowledged.
+    offset: Option<i64>,
+    /// Since when the database lacks what was acknowledged, and stands still.
+    stall: Option<Stall>,
     /// Entries on their way: the seq each ends with, and whether it was acknowledged.
     in_flight: VecDeque<(u64, bool)>,
     /// Events in them.
@@ -129,24 +164,56 @@ struct Outbound {
     rest_until: Instant,
 }
 
+/// A lane that the database does not get on with.
+#[derive(Debug, Clone, Copy)]
+struct Stall {
+    /// Where the database stands.
+    recorded: u64,
+    /// The offset of an event beyond it, that Kafka had acknowledged by then.
+    offset: i64,
+    /// When to ask Kafka whether it still has that, and how long to wait before the next time.
+    ask_at: Instant,
+    wait: Duration,
+}
+
 impl Outbound {
-    fn rewind(&mut self) {
+    /// Sends again, beginning behind this event.
+    fn rewind_to(&mut self, seq: u64) {
         self.generation += 1;
         self.in_flight.clear();
         self.in_flight_events = 0;
-        self.sent = self.marks.logged;
+        (self.acknowledged, self.sent) = (seq, seq);
         self.rest();
+    }
+
+    fn rewind(&mut self) {
+        self.rewind_to(self.acknowledged);
+    }
+
+    /// Notes whether the database gets on with what Kafka acknowledged.
+    fn watch(&mut self, patience: Duration) {
+        let recorded = self.marks.recorded;
+        let Some(offset) = self.offset.filter(|_| recorded < self.acknowledged) else {
+            self.stall = None;
+            return;
+        };
+        if self.stall.is_none_or(|stall| stall.recorded != recorded) {
+            let ask_at = Instant::now() + patience;
+            self.stall = Some(Stall { recorded, offset, ask_at, wait: patience });
+        }
     }
 
     fn rest(&mut self) {
         self.rest_until = Instant::now() + PAUSE;
     }
 
-    fn acknowledge(&mut self, seq: u64) {
+    fn acknowledge(&mut self, seq: u64, offset: Option<i64>) {
+        self.offset = offset;
         if let Some(entry) = self.in_flight.iter_mut().find(|entry| entry.0 == seq) {
             entry.1 = true;
         }
         while let Some((seq, true)) = self.in_flight.front().copied() {
+            self.acknowledged = seq;
             self.marks.logged = self.marks.logged.max(seq);
             self.in_flight.pop_front();
         }
@@ -167,18 +234,21 @@ struct Delivery {
     generation: u64,
     seq: u64,
     events: u64,
-    outcome: Result<(), SendError>,
+    /// The offset of the last.
+    outcome: Result<Option<i64>, SendError>,
 }
 
 /// Why the relay cannot go on. An unreachable server is no reason.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
-    /// The idempotent producer has lost its place; a new process begins at `logged`.
-    #[error("{0}")]
-    Producer(SendError),
+    /// Kafka's producer lost its place and cannot be made anew.
+    #[error(transparent)]
+    Producer(#[from] BusError),
 }
 
 type Asking = BoxFuture<'static, Result<HashMap<LaneId, u64>, String>>;
+/// Lanes of which Kafka lost what the database lacks, and where the database stands.
+type Searching = BoxFuture<'static, Result<HashMap<LaneId, u64>, String>>;
 type Reading = BoxFuture<'static, Result<Vec<(LaneId, Vec<Entry>)>, LaneError>>;
 
 /// The role: see the module's comment.
@@ -187,6 +257,9 @@ pub struct Relay {
     catalog: Catalog,
     ledger: Ledger,
     producer: Producer,
+    kafka: config::Kafka,
+    /// Of the writers.
+    group: String,
     options: config::Relay,
     /// Names this process in leases.
     name: String,
@@ -195,6 +268,11 @@ pub struct Relay {
     deliveries: FuturesUnordered<BoxFuture<'static, Delivery>>,
     /// When to try for the lease of a lane again.
     retry_at: HashMap<LaneId, Instant>,
+    /// Entries of a lane that the last read asked for at most.
+    asked: usize,
+    /// Something was found a moment ago: what comes next gathers until the next tick. A read, and a
+    /// request to Kafka, for each of the lanes' calls cost more than the events.
+    gathers: bool,
 }
 
 impl Relay {
@@ -203,7 +281,7 @@ impl Relay {
         catalog: Catalog,
         ledger: Ledger,
         producer: Producer,
-        options: config::Relay,
+        config: &Config,
         registry: &mut Registry,
     ) -> Self {
         Self {
@@ -211,12 +289,16 @@ impl Relay {
             catalog,
             ledger,
             producer,
-            options,
+            kafka: config.kafka.clone(),
+            group: config.writer.group.clone(),
+            options: config.relay.clone(),
             name: format!("relay-{:016x}", rand::random::<u64>()),
             metrics: Metrics::register(registry),
             outbound: HashMap::new(),
             deliveries: FuturesUnordered::new(),
             retry_at: HashMap::new(),
+            asked: 0,
+            gathers: false,
         }
     }
 
@@ -227,12 +309,14 @@ impl Relay {
         marks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut reading: Option<Reading> = None;
         let mut asking: Option<Asking> = None;
+        let mut searching: Option<Searching> = None;
         loop {
-            if reading.is_none() {
+            if reading.is_none() && !self.gathers {
                 reading = self.read();
             }
             let read = pending_or(&mut reading);
             let asked = pending_or(&mut asking);
+            let searched = pending_or(&mut searching);
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
@@ -245,9 +329,17 @@ impl Relay {
                     asking = None;
                     self.recorded(recorded);
                 }
+                lost = searched => {
+                    searching = None;
+                    self.lost(lost);
+                }
                 _ = marks.tick() => {
+                    self.gathers = false;
                     if asking.is_none() {
                         asking = self.ask_recorded();
+                    }
+                    if searching.is_none() {
+                        searching = self.search();
                     }
                     self.take_leases().await;
                     self.advance(Lease::Renew).await;
@@ -331,6 +423,7 @@ impl Relay {
             })
             .collect();
         let (lanes, count) = (self.lanes.clone(), self.options.read_max.min(room));
+        self.asked = count;
         Some(async move { lanes.read_outboxes(&from, count, millis(wait)).await }.boxed())
     }
 
@@ -340,6 +433,8 @@ impl Relay {
     ) -> Result<(), RelayError> {
         match found {
             Ok(found) => {
+                let more = found.iter().any(|(_, entries)| entries.len() >= self.asked);
+                self.gathers = !found.is_empty() && !more;
                 for (lane, entries) in found {
                     self.send(&lane, &entries)?;
                 }
@@ -380,10 +475,14 @@ impl Relay {
             for event in &events {
                 match self.producer.send(outbound.partition, &encode(event)) {
                     Ok(delivery) => sent.push(delivery),
-                    Err(fatal @ SendError::Fatal(_)) => return Err(RelayError::Producer(fatal)),
+                    Err(fatal @ SendError::Fatal(_)) => return self.renew_producer(&fatal),
+                    // The entry is sent again whole: its first events are then repeats.
+                    Err(SendError::QueueFull) => {
+                        outbound.rest();
+                        return Ok(());
+                    }
                     Err(error) => {
-                        // The entry is sent again whole: its first events are then repeats.
-                        tracing::debug!(%lane, %error, "Kafka's producer takes no more");
+                        tracing::warn!(%lane, seq = event.seq, %error, "Kafka's producer does not take it: the lane waits");
                         outbound.rest();
                         return Ok(());
                     }
@@ -396,8 +495,7 @@ impl Relay {
             let (lane, generation) = (lane.clone(), outbound.generation);
             let delivery = async move {
                 let events = sent.len() as u64;
-                let ended = join_all(sent).await.into_iter().collect::<Result<Vec<_>, _>>();
-                let outcome = ended.map(drop);
+                let outcome = last_offset(sent).await;
                 Delivery { lane, generation, seq: last, events, outcome }
             };
             self.deliveries.push(delivery.boxed());
@@ -406,27 +504,75 @@ impl Relay {
     }
 
     fn delivered(&mut self, delivered: Delivery) -> Result<(), RelayError> {
-        if let Err(fatal @ SendError::Fatal(_)) = delivered.outcome {
-            return Err(RelayError::Producer(fatal));
-        }
         let Some(outbound) = self.outbound.get_mut(&delivered.lane) else { return Ok(()) };
         if outbound.generation != delivered.generation {
             return Ok(());
         }
         match delivered.outcome {
-            Ok(()) => {
+            Ok(offset) => {
                 outbound.in_flight_events -= delivered.events;
                 self.metrics.acknowledged.inc_by(delivered.events);
-                outbound.acknowledge(delivered.seq);
+                outbound.acknowledge(delivered.seq, offset);
             }
+            Err(fatal @ SendError::Fatal(_)) => return self.renew_producer(&fatal),
             Err(error) => {
-                let lane = &delivered.lane;
-                tracing::warn!(%lane, logged = outbound.marks.logged, %error, "Kafka did not take it: sending again");
+                let (lane, from) = (&delivered.lane, outbound.acknowledged);
+                tracing::warn!(%lane, from, %error, "Kafka did not take it: sending again");
                 outbound.rewind();
                 self.metrics.rewinds.inc();
             }
         }
         Ok(())
+    }
+
+    /// A producer that lost its place delivers nothing more, of any lane: another begins at what Kafka
+    /// acknowledged of each.
+    fn renew_producer(&mut self, fatal: &SendError) -> Result<(), RelayError> {
+        tracing::warn!(error = %fatal, "Kafka's producer is made anew");
+        self.producer.renew()?;
+        self.outbound.values_mut().for_each(Outbound::rewind);
+        self.metrics.producers.inc();
+        Ok(())
+    }
+
+    /// Begins to find out whether Kafka still has what the database has been lacking for a while.
+    fn search(&mut self) -> Option<Searching> {
+        let (now, patience) = (Instant::now(), millis(self.options.stall_ms));
+        let mut stalled = Vec::new();
+        for (lane, outbound) in self.outbound.iter_mut().filter(|(_, outbound)| !outbound.behind) {
+            outbound.watch(patience);
+            if let Some(stall) = outbound.stall.as_mut().filter(|stall| stall.ask_at <= now) {
+                stall.wait = (stall.wait * 2).min(STALL_MAX);
+                stall.ask_at = now + stall.wait;
+                stalled.push((lane.clone(), outbound.partition, *stall));
+            }
+        }
+        if stalled.is_empty() {
+            return None;
+        }
+        self.metrics.stalls.inc_by(stalled.len() as u64);
+        let (kafka, group, ledger) = (self.kafka.clone(), self.group.clone(), self.ledger.clone());
+        Some(async move { search(&kafka, &group, &ledger, stalled).await }.boxed())
+    }
+
+    fn lost(&mut self, lost: Result<HashMap<LaneId, u64>, String>) {
+        let lost = match lost {
+            Ok(lost) => lost,
+            Err(error) => {
+                tracing::debug!(error, "whether Kafka lost something could not be found out");
+                return;
+            }
+        };
+        for (lane, recorded) in lost {
+            let Some(outbound) = self.outbound.get_mut(&lane) else { continue };
+            let (acknowledged, from) = (outbound.acknowledged, recorded.max(outbound.trimmed));
+            tracing::error!(%lane, acknowledged, from, "Kafka has lost what it had acknowledged: sending again");
+            if from > recorded {
+                tracing::error!(%lane, recorded, trimmed = from, "the outbox no longer has all of it");
+            }
+            outbound.rewind_to(from);
+            self.metrics.losses.inc();
+        }
     }
 
     /// Tells each lane that has something to learn how far it has got.
@@ -509,7 +655,7 @@ impl Relay {
                 outbound.marks.recorded = outbound.marks.recorded.max(marks.recorded);
                 if jump {
                     outbound.marks.logged = marks.logged;
-                    outbound.rewind();
+                    outbound.rewind_to(marks.logged);
                 }
                 outbound.behind = false;
                 outbound.told = told;
@@ -521,7 +667,7 @@ impl Relay {
                 if !outbound.behind {
                     tracing::error!(%lane, ?marks, ?told, "Redis has lost what it had answered");
                     outbound.marks = marks;
-                    outbound.rewind();
+                    outbound.rewind_to(marks.logged);
                     outbound.behind = true;
                 }
                 outbound.told = outbound.marks;
@@ -569,6 +715,9 @@ fn outbound(
         // From what the database lacks, not from `logged`: what Kafka lost since it acknowledged
         // it is sent again, and the rest is dropped as repeats.
         sent: marks.recorded.max(trimmed),
+        acknowledged: marks.recorded.max(trimmed),
+        offset: None,
+        stall: None,
         in_flight: VecDeque::new(),
         in_flight_events: 0,
         compared: false,
@@ -579,6 +728,50 @@ fn outbound(
         read_at: Instant::now(),
         rest_until: Instant::now(),
     }
+}
+
+/// Waits for deliveries in the order in which they were sent. They end in that order, so this wakes up
+/// once or twice for all of them.
+async fn last_offset(
+    sent: Vec<impl Future<Output = Result<Delivered, SendError>>>,
+) -> Result<Option<i64>, SendError> {
+    let mut last = None;
+    for delivery in sent {
+        last = Some(delivery.await?.offset);
+    }
+    Ok(last)
+}
+
+/// Of these lanes, those of which the group has read all that Kafka has, up to beyond what Kafka had
+/// acknowledged, and of which the database still lacks it: where the database stands. A lane that a
+/// dead letter blocks is none of them: sent again, it would only be one more.
+async fn search(
+    kafka: &config::Kafka,
+    group: &str,
+    ledger: &Ledger,
+    stalled: Vec<(LaneId, i32, Stall)>,
+) -> Result<HashMap<LaneId, u64>, String> {
+    let partitions: BTreeSet<i32> = stalled.iter().map(|(_, partition, _)| *partition).collect();
+    let extents = extents(kafka, group, partitions).await.map_err(|error| error.to_string())?;
+    let gone = |(_, partition, stall): &&(LaneId, i32, Stall)| {
+        extents.get(partition).is_some_and(|extent| is_passed(*extent, stall.offset))
+    };
+    let passed: Vec<_> = stalled.iter().filter(gone).collect();
+    let lanes: Vec<LaneId> = passed.iter().map(|(lane, ..)| lane.clone()).collect();
+    // Asked after Kafka: what the group had read by then is recorded.
+    let asked = tokio::time::timeout(ASK_MAX, ledger.unblocked_marks(&lanes)).await;
+    let waiting = asked.map_err(|_| "no answer")?.map_err(|error| error.to_string())?;
+    let still = |(lane, _, stall): &&(LaneId, i32, Stall)| {
+        waiting.get(lane).filter(|recorded| **recorded == stall.recorded).copied()
+    };
+    Ok(passed.iter().filter_map(|at| Some((at.0.clone(), still(at)?))).collect())
+}
+
+/// Whether a record that was acknowledged at this offset is gone, or was read by the group.
+fn is_passed(extent: Extent, offset: i64) -> bool {
+    extent.end <= offset
+        || extent.first > offset
+        || extent.committed.is_some_and(|committed| committed > offset)
 }
 
 /// The outcome of what is under way, if anything is.

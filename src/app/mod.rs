@@ -261,7 +261,7 @@ impl Service {
                         self.catalog.clone(),
                         self.ledger.clone(),
                         self.producer.clone(),
-                        self.config.relay.clone(),
+                        &self.config,
                         &mut self.registry,
                     );
                     let (token, topic) = (stages.relay.clone(), topic.subscribe());

@@ -1,5 +1,5 @@
 //! Keeps an eye on the servers: readiness, a line in the log when one comes or goes, and whether
-//! Redis still has memory for new orders.
+//! Redis, and the outboxes in it, still have room for new orders.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use crate::lanes::Lanes;
 use crate::ledger::Ledger;
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// How often Redis is asked for its memory; a burst of orders takes longer to fill the share that
-/// `lanes.memory_share_max` leaves.
+/// How often Redis is asked for its memory and the outboxes'; a burst of orders takes longer to fill the
+/// share that `lanes.memory_share_max` leaves.
 const INTERVAL: Duration = Duration::from_millis(500);
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -64,6 +64,9 @@ async fn redis(watched: &Watched, warned: &mut bool) -> Result<String, String> {
         for warning in server.warnings(watched.replicas) {
             tracing::warn!("{warning}");
         }
+    }
+    if let Err(error) = watched.lanes.check_outboxes().await {
+        tracing::debug!(%error, "the size of the outboxes could not be read");
     }
     Ok(server.version)
 }

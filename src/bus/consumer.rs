@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
+use futures_util::future::FutureExt;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -149,6 +150,9 @@ impl Consumer {
             ("queued.max.messages.kbytes", "16384"),
             ("fetch.message.max.bytes", "1048576"),
             ("fetch.wait.max.ms", "100"),
+            // How long a full queue rests: by default a second, and a backlog was read in bursts of
+            // one queue a second.
+            ("fetch.queue.backoff.ms", "5"),
             ("socket.keepalive.enable", "true"),
         ];
         let mut settings = client(config, &ours)?;
@@ -187,6 +191,17 @@ impl Consumer {
             }
         }
         Ok(records)
+    }
+
+    /// Records that are here already, at most so many.
+    pub fn at_hand(&self, count: usize) -> Vec<Received> {
+        let mut records = Vec::new();
+        while records.len() < count {
+            // An error comes again if it lasts.
+            let Some(Ok(message)) = self.inner.recv().now_or_never() else { break };
+            records.push((&message).into());
+        }
+        records
     }
 
     /// The next record; `None` if there is none for a while. Errors are events of the same queue,

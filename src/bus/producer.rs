@@ -1,8 +1,11 @@
 //! The producer: idempotent, acknowledged by every replica in sync, in order per partition.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
@@ -26,7 +29,7 @@ pub enum SendError {
     /// As much is on its way as may be: wait for a delivery and send this one again.
     #[error("the producer's queue is full")]
     QueueFull,
-    /// The idempotent producer has lost its place and sends nothing more: make a new one.
+    /// The idempotent producer has lost its place and sends nothing more: see [`Producer::renew`].
     #[error("the producer is broken: {0}")]
     Fatal(String),
     /// Not delivered, and whatever was sent after it to the same partition may have been: rewind
@@ -35,10 +38,11 @@ pub enum SendError {
     Undelivered(KafkaError),
 }
 
-/// The handle on one producer; clones share it.
+/// The handle on one producer; clones share it, and the one that takes its place.
 #[derive(Clone)]
 pub struct Producer {
-    inner: FutureProducer,
+    settings: ClientConfig,
+    inner: Arc<ArcSwap<FutureProducer>>,
     topic: String,
 }
 
@@ -63,7 +67,19 @@ impl Producer {
         // After the operator's: these are what the relay's marks rely on.
         settings.set("enable.idempotence", "true").set("acks", "all");
         let inner = settings.create().map_err(BusError::Broken)?;
-        Ok(Self { inner, topic: config.topic.clone() })
+        let inner = Arc::new(ArcSwap::from_pointee(inner));
+        Ok(Self { settings, inner, topic: config.topic.clone() })
+    }
+
+    /// Puts a new one in the place of one that is [`SendError::Fatal`]. Nothing that the old one had
+    /// not delivered is delivered any more: rewind every partition to what was acknowledged.
+    ///
+    /// # Errors
+    /// [`BusError::Broken`], where librdkafka cannot make one.
+    pub fn renew(&self) -> Result<(), BusError> {
+        let inner = self.settings.create().map_err(BusError::Broken)?;
+        self.inner.store(Arc::new(inner));
+        Ok(())
     }
 
     /// Queues a record for a partition, at once or not at all. Records for one partition are
@@ -86,31 +102,23 @@ impl Producer {
             .key(&record.key)
             .payload(&record.payload)
             .headers(headers);
-        let delivery = self.inner.send_result(message).map_err(|(error, _)| self.refusal(error))?;
-        let producer = self.clone();
+        let producer = self.inner.load();
+        let delivery =
+            producer.send_result(message).map_err(|(error, _)| refusal(&producer, error))?;
+        let producer = FutureProducer::clone(&producer);
         Ok(async move {
             match delivery.await {
                 Ok(Ok(at)) => Ok(Delivered { partition: at.partition, offset: at.offset }),
-                Ok(Err((error, _))) => Err(producer.refusal(error)),
+                Ok(Err((error, _))) => Err(refusal(&producer, error)),
                 Err(_) => Err(SendError::Undelivered(KafkaError::Canceled)),
             }
         })
     }
 
-    fn refusal(&self, error: KafkaError) -> SendError {
-        if let Some((code, reason)) = self.inner.client().fatal_error() {
-            return SendError::Fatal(format!("{code}: {reason}"));
-        }
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::QueueFull) => SendError::QueueFull,
-            _ => SendError::Undelivered(error),
-        }
-    }
-
     /// Waits until everything queued is delivered, or has failed. Do so before the last handle is
     /// dropped: dropping it throws away what is queued.
     pub async fn flush(&self, timeout: Duration) -> Result<(), BusError> {
-        let inner = self.inner.clone();
+        let inner = self.inner.load_full();
         let flushed = tokio::task::spawn_blocking(move || inner.flush(timeout));
         match flushed.await {
             Ok(outcome) => outcome.map_err(classify),
@@ -120,7 +128,7 @@ impl Producer {
 
     /// Asks whether Kafka answers, for readiness.
     pub async fn ping(&self, timeout: Duration) -> Result<(), BusError> {
-        let (inner, topic) = (self.inner.clone(), self.topic.clone());
+        let (inner, topic) = (self.inner.load_full(), self.topic.clone());
         let asked = tokio::task::spawn_blocking(move || {
             inner.client().fetch_metadata(Some(&topic), timeout).map(drop)
         });
@@ -128,5 +136,46 @@ impl Producer {
             Ok(outcome) => outcome.map_err(classify),
             Err(_) => Err(BusError::Unavailable(KafkaError::Canceled)),
         }
+    }
+}
+
+fn refusal(producer: &FutureProducer, error: KafkaError) -> SendError {
+    if let Some((code, reason)) = producer.client().fatal_error() {
+        return SendError::Fatal(format!("{code}: {reason}"));
+    }
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::QueueFull) => SendError::QueueFull,
+        _ => SendError::Undelivered(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::bindings::rd_kafka_test_fatal_error;
+    use rdkafka::types::RDKafkaRespErr;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_that_lost_its_place_is_replaced_for_all_its_handles() {
+        let config = Kafka {
+            brokers: "localhost:1".into(),
+            topic: "t".into(),
+            partitions: 1,
+            replication: 1,
+            properties: [].into(),
+        };
+        let producer = Producer::new(&config).unwrap();
+        let another = producer.clone();
+        let record = Record { key: "k".into(), headers: Vec::new(), payload: Vec::new() };
+        let code = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+        let broken = producer.inner.load_full();
+        // SAFETY: the client lives until the end of this test, the text for ever.
+        unsafe {
+            rd_kafka_test_fatal_error(broken.client().native_ptr(), code, c"staged".as_ptr())
+        };
+        assert!(matches!(another.send(0, &record), Err(SendError::Fatal(_))));
+        producer.renew().unwrap();
+        assert!(another.send(0, &record).is_ok());
     }
 }

@@ -1,13 +1,16 @@
 //! The topic: made where it is missing, and looked at for what endangers the events.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rdkafka::admin::{
     AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::{BusError, client};
 use crate::config::Kafka;
@@ -95,6 +98,54 @@ async fn layout(
             RDKafkaErrorCode::UnknownTopicOrPartition,
         ))),
     }
+}
+
+/// What a partition holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Offset of the first record that is there.
+    pub first: i64,
+    /// Offset that the next one gets.
+    pub end: i64,
+    /// Offset that a group reads next, if it ever said so.
+    pub committed: Option<i64>,
+}
+
+/// Asks what partitions hold and how far a group has got with each, by a client of its own: for rare
+/// questions.
+///
+/// # Errors
+/// [`BusError::Unavailable`], also while the topic is not there.
+pub async fn extents(
+    config: &Kafka,
+    group: &str,
+    partitions: BTreeSet<i32>,
+) -> Result<BTreeMap<i32, Extent>, BusError> {
+    let mut settings = client(config, &[])?;
+    settings.set("group.id", group);
+    let topic = config.topic.clone();
+    // librdkafka has no other than blocking calls for this.
+    let asked = tokio::task::spawn_blocking(move || {
+        let consumer: BaseConsumer = settings.create().map_err(BusError::Broken)?;
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for &partition in &partitions {
+            list.add_partition(&topic, partition);
+        }
+        let committed = consumer.committed_offsets(list, REQUEST_TIMEOUT).map_err(classify)?;
+        let mut extents = BTreeMap::new();
+        for partition in partitions {
+            let watermarks = consumer.fetch_watermarks(&topic, partition, REQUEST_TIMEOUT);
+            let (first, end) = watermarks.map_err(classify)?;
+            let committed = committed.find_partition(&topic, partition);
+            let committed = committed.and_then(|element| match element.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            });
+            extents.insert(partition, Extent { first, end, committed });
+        }
+        Ok(extents)
+    });
+    asked.await.map_err(|_| BusError::Unavailable(KafkaError::Canceled))?
 }
 
 fn warnings(config: &Kafka, settings: &ConfigResource, replication: usize) -> Vec<String> {

@@ -122,6 +122,7 @@ pub struct Lanes {
     pub batch_lines_max: usize,
     pub queue_max: usize,
     pub outbox_events_max: u64,
+    pub outbox_bytes_max: u64,
     pub told_max: usize,
     pub memory_share_max: f64,
 }
@@ -143,6 +144,7 @@ pub struct Relay {
     pub in_flight_max: usize,
     pub poll_ms: u64,
     pub lease_ms: u64,
+    pub stall_ms: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -290,6 +292,7 @@ impl Config {
         range("lanes.batch_lines_max", lanes.batch_lines_max, 64, 2_000)?;
         range("lanes.queue_max", lanes.queue_max, 1, 1_000_000)?;
         range("lanes.outbox_events_max", lanes.outbox_events_max, 1_000, 100_000_000)?;
+        range("lanes.outbox_bytes_max", lanes.outbox_bytes_max, 1 << 16, 1 << 40)?;
         range("lanes.told_max", lanes.told_max, 0, 10_000_000)?;
         range("lanes.memory_share_max", lanes.memory_share_max, 0.1, 1.0)?;
         range("kafka.partitions", self.kafka.partitions, 1, 1_000)?;
@@ -299,6 +302,7 @@ impl Config {
         range("relay.in_flight_max", relay.in_flight_max, 1, 150_000)?;
         range("relay.poll_ms", relay.poll_ms, 1, 10_000)?;
         range("relay.lease_ms", relay.lease_ms, 1_000, 60_000)?;
+        range("relay.stall_ms", relay.stall_ms, 100, 600_000)?;
         let database = &self.database;
         range("database.connections_max", database.connections_max, 2, 1_000)?;
         range("database.acquire_timeout_ms", database.acquire_timeout_ms, 10, 60_000)?;

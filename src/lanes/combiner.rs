@@ -165,7 +165,8 @@ async fn call(
     let mut call = script.call(keys.all());
     call.arg(Utc::now().timestamp_millis());
     call.arg(shared.options.outbox_events_max);
-    call.arg(u8::from(shared.nearly_full.load(Ordering::Relaxed)));
+    let outbox_full = watch.outbox_bytes.load(Ordering::Relaxed) >= shared.options.outbox_bytes_max;
+    call.arg(u8::from(outbox_full || shared.nearly_full.load(Ordering::Relaxed)));
     match &proving {
         Some(_) => {
             let (epoch, seq) = watch.proven();

@@ -1,7 +1,7 @@
 //! Waiting for a lane's marks to reach an event. All who wait for one lane share what its replies
 //! say and one look at it now and then, however many they are.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,13 +18,16 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// The same while it does not answer.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
-/// What those hear who wait for one lane, and what is remembered of it.
+/// What this process sees of one lane from outside, what is remembered of it, and what those hear who
+/// wait for it.
 pub(super) struct Watch {
     marks: watch::Sender<Marks>,
     /// Somebody looks at the lane now and then.
     is_looked_at: AtomicBool,
     /// The highest epoch and seq that this process has seen every replica to have.
     proven: Mutex<(u32, u64)>,
+    /// What its outbox took in Redis when that was last asked.
+    pub outbox_bytes: AtomicU64,
     pub memory: Memory,
 }
 
@@ -34,6 +37,7 @@ impl Watch {
             marks: watch::Sender::new(Marks::default()),
             is_looked_at: AtomicBool::new(false),
             proven: Mutex::default(),
+            outbox_bytes: AtomicU64::new(0),
             memory: Memory::default(),
         }
     }

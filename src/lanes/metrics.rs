@@ -18,6 +18,7 @@ pub struct Metrics {
     pub memory_used_bytes: Gauge,
     pub memory_max_bytes: Gauge,
     pub nearly_full: Gauge,
+    pub outbox_bytes: Gauge,
     pub clock_skew_ms: Gauge,
 }
 
@@ -36,6 +37,7 @@ impl Metrics {
             memory_used_bytes: Gauge::default(),
             memory_max_bytes: Gauge::default(),
             nearly_full: Gauge::default(),
+            outbox_bytes: Gauge::default(),
             clock_skew_ms: Gauge::default(),
         };
         let registry = registry.sub_registry_with_prefix("holdfast_lanes");
@@ -91,6 +93,11 @@ impl Metrics {
             "redis_nearly_full",
             "1 while new orders are refused for want of Redis memory",
             m.nearly_full.clone(),
+        );
+        registry.register(
+            "outbox_bytes",
+            "What the largest outbox of these lanes takes in Redis; at lanes.outbox_bytes_max it is full",
+            m.outbox_bytes.clone(),
         );
         registry.register(
             "clock_skew_milliseconds",

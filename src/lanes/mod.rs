@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
+use futures_util::future::try_join_all;
 use prometheus_client::registry::Registry;
 use redis::FromRedisValue;
 use tokio::sync::mpsc::error::TrySendError;
@@ -449,6 +450,32 @@ impl Lanes {
         Ok(server)
     }
 
+    /// Asks Redis what the outboxes take of the lanes that somebody here talks to: one beyond
+    /// `lanes.outbox_bytes_max` takes no new orders.
+    pub async fn check_outboxes(&self) -> Result<(), CallError> {
+        let watches: Vec<(LaneId, Arc<Watch>)> = {
+            let lanes = self.lanes.lock().expect("no panic while the lanes are locked");
+            lanes.iter().map(|(id, lane)| (id.clone(), lane.watch.clone())).collect()
+        };
+        let asked = watches.iter().map(|(lane, watch)| async move {
+            let mut ask = redis::cmd("MEMORY");
+            ask.arg("USAGE").arg(LaneKeys::new(lane).outbox());
+            // An outbox that was never written to takes nothing.
+            let bytes = Option::<u64>::from_redis_value(self.shared.connections.call(&ask).await?)
+                .map_err(|e| CallError::Unavailable(e.to_string()))?
+                .unwrap_or(0);
+            let (max, before) = (self.shared.options.outbox_bytes_max, &watch.outbox_bytes);
+            if (before.swap(bytes, Ordering::Relaxed) >= max) != (bytes >= max) {
+                tracing::warn!(%lane, bytes, max, "the outbox crossed its bound for new orders");
+            }
+            Ok::<u64, CallError>(bytes)
+        });
+        let sizes = try_join_all(asked).await?;
+        let largest = sizes.into_iter().max().unwrap_or(0);
+        self.shared.metrics.outbox_bytes.set(i64::try_from(largest).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
     fn judge_memory(&self, server: &ServerInfo) {
         let bound = server.maxmemory_bytes as f64 * self.shared.options.memory_share_max;
         let full = server.maxmemory_bytes > 0 && server.used_memory_bytes as f64 >= bound;
@@ -463,7 +490,7 @@ impl Lanes {
     }
 
     /// Tells the lane what Kafka and the database have and trims its outbox; takes or renews the
-    /// relay's lease. Beyond half of the outbox's bound it is trimmed up to `logged`.
+    /// relay's lease. Beyond half of one of the outbox's bounds it is trimmed up to `logged`.
     pub async fn advance(
         &self,
         lane: &LaneId,
@@ -475,9 +502,13 @@ impl Lanes {
         let script = &self.shared.scripts.advance;
         let mut call = script.call(&[keys.lane().to_owned(), keys.outbox().to_owned()]);
         call.arg(reached.epoch).arg(reached.logged).arg(reached.recorded);
-        call.arg(self.shared.options.outbox_events_max / 2)
-            .arg(relay)
-            .arg(lease.as_millis() as u64);
+        let options = &self.shared.options;
+        let bytes = self.watch(lane).outbox_bytes.load(Ordering::Relaxed);
+        let kept_events = match bytes > options.outbox_bytes_max / 2 {
+            true => 0,
+            false => options.outbox_events_max / 2,
+        };
+        call.arg(kept_events).arg(relay).arg(lease.as_millis() as u64);
         let value = self.shared.connections.call_script(script, &call).await?;
         let [outcome, epoch, seq, logged, recorded, trimmed]: [String; 6] =
             FromRedisValue::from_redis_value(value)

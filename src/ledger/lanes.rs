@@ -68,6 +68,33 @@ impl Ledger {
             .collect()
     }
 
+    /// How far lanes are recorded, of those that wait for no dead letter: what they lack next, Kafka
+    /// has yet to bring.
+    pub async fn unblocked_marks(
+        &self,
+        lanes: &[LaneId],
+    ) -> Result<HashMap<LaneId, u64>, LedgerError> {
+        let (sales, numbers) = columns(lanes);
+        let rows = sqlx::query!(
+            "SELECT l.sale_id, l.lane, l.recorded
+             FROM lanes l JOIN UNNEST($1::text[], $2::smallint[]) AS asked (sale_id, lane)
+             ON l.sale_id = asked.sale_id AND l.lane = asked.lane
+             WHERE NOT EXISTS (
+               SELECT FROM dead_letters d WHERE d.sale_id = l.sale_id AND d.lane = l.lane
+                 AND d.epoch = l.epoch AND d.seq = l.recorded + 1 AND d.status = 'open'
+             )",
+            &sales as _,
+            &numbers
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok((lane_id(&row.sale_id, row.lane)?, number("recorded mark", row.recorded)?))
+            })
+            .collect()
+    }
+
     /// Epochs, mark and how much is parked, of each lane that exists.
     pub async fn lane_marks(
         &self,

@@ -11,9 +11,11 @@ mod retry;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use futures_util::future::{Either, maybe_done, select};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +39,9 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How long a partition rests whose lane has too much parked, before it is tried again.
 const HOLD: Duration = Duration::from_secs(1);
+/// How often offsets are committed: a broker works as much for one as for a batch of records, and they
+/// are only a hint.
+const COMMIT: Duration = Duration::from_millis(500);
 /// How often a writer looks for parked records whose turn has come, and counts what is unapplied.
 const LOOK: Duration = Duration::from_secs(5);
 /// How often resolved dead letters that are old enough are forgotten.
@@ -112,7 +117,13 @@ impl Writer {
         let Options { kafka, group, .. } = &self.options;
         let consumer = Consumer::new(kafka, group, self.metrics.consumer.clone())?;
         let house = consumer.clone();
-        let mut session = Session { consumer, next: BTreeMap::new(), held: BTreeMap::new() };
+        let mut session = Session {
+            consumer,
+            next: BTreeMap::new(),
+            held: BTreeMap::new(),
+            written: false,
+            committed_at: Instant::now(),
+        };
         let outcome = tokio::select! {
             outcome = self.session(&mut session, &shutdown) => outcome,
             never = self.keep_house(house) => match never {},
@@ -129,25 +140,33 @@ impl Writer {
         session: &mut Session,
         shutdown: &CancellationToken,
     ) -> Result<(), WriterError> {
+        let consumer = session.consumer.clone();
+        // One batch is read and decoded while the one before it is written.
+        let mut ahead = pin!(maybe_done(self.read(&consumer)));
         let mut looked_at = None::<Instant>;
         loop {
-            let received = tokio::select! {
+            tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                received = session.consumer.batch(self.options.batch_max, self.options.batch_age) => received,
-            };
-            let records = match received {
-                Ok(records) => records,
+                () = &mut ahead => {}
+            }
+            let was_read = ahead.as_mut().take_output().unwrap_or_else(|| Ok(Vec::new()));
+            let mut arrivals = match was_read {
+                Ok(arrivals) => arrivals,
                 Err(error @ BusError::Unavailable(_)) => {
                     tracing::warn!(%error, "reading from Kafka; trying again");
-                    continue;
+                    Vec::new()
                 }
                 Err(error) => return Err(error.into()),
             };
-            let offsets = offsets_after(&records);
+            // What came since it was read: so a batch grows while the one before it takes long.
+            let more = consumer.at_hand(self.options.batch_max - arrivals.len());
+            arrivals.extend(more.into_iter().map(read));
+            ahead.set(maybe_done(self.read(&consumer)));
+            let offsets = offsets_after(&arrivals);
             let mut todo = VecDeque::new();
-            if !records.is_empty() {
-                self.pace().begin(records.len(), Instant::now());
-                todo.extend(in_turn(records.into_iter().map(read)));
+            if !arrivals.is_empty() {
+                self.pace().begin(arrivals.len(), Instant::now());
+                todo.extend(in_turn(arrivals.into_iter()));
             }
             if looked_at.is_none_or(|at| at.elapsed() > LOOK) {
                 // What became ready while no writer ran, or by a retry that was cut off, must not
@@ -156,16 +175,32 @@ impl Writer {
                 todo.push_back(Task::Unpark);
             }
             let worked = !todo.is_empty();
-            let Ok(left) = self.write(todo, shutdown).await? else { return Ok(()) };
+            let written = match select(pin!(self.write(todo, shutdown)), &mut ahead).await {
+                Either::Left((written, _)) => written,
+                Either::Right(((), writing)) => writing.await,
+            };
+            let Ok(left) = written? else { return Ok(()) };
             self.pace().end(Instant::now());
             session.next.extend(offsets);
-            session.hold(left)?;
-            session.resume_rested();
-            if worked {
-                session.commit()?;
+            if !left.is_empty() {
+                session.hold(&left)?;
+                // What was read ahead of them comes again, in order, once they have rested.
+                ahead.as_mut().await;
+                if let Some(Ok(arrivals)) = ahead.as_mut().output_mut() {
+                    arrivals.retain(|arrival| !left.contains_key(&arrival.record.partition));
+                }
             }
+            session.resume_rested();
+            session.written |= worked;
+            session.commit()?;
             self.metrics.held_partitions.set(gauge(session.held.len()));
         }
+    }
+
+    async fn read(&self, consumer: &Consumer) -> Result<Vec<Arrival>, BusError> {
+        let Options { batch_max, batch_age, .. } = self.options;
+        let records = consumer.batch(batch_max, batch_age).await?;
+        Ok(records.into_iter().map(read).collect())
     }
 
     /// Works off the tasks, however long the database is away. Nothing that it was given is lost:
@@ -371,12 +406,15 @@ struct Session {
     next: BTreeMap<i32, i64>,
     /// Partitions that rest, and since when.
     held: BTreeMap<i32, Instant>,
+    /// Something was written since offsets were committed, and when that was.
+    written: bool,
+    committed_at: Instant,
 }
 
 impl Session {
     /// Lets partitions rest whose next record finds no room: they go on where it is.
-    fn hold(&mut self, left: Held) -> Result<(), BusError> {
-        for (partition, offset) in left {
+    fn hold(&mut self, left: &Held) -> Result<(), BusError> {
+        for (&partition, &offset) in left {
             tracing::warn!(partition, offset, "a lane has writer.parked_max parked: reading rests");
             self.next.insert(partition, offset);
             match self.consumer.pause_at(partition, offset) {
@@ -402,6 +440,10 @@ impl Session {
 
     /// Commits what this member still reads: of the rest, somebody else knows more.
     fn commit(&mut self) -> Result<(), BusError> {
+        if !self.written || self.committed_at.elapsed() < COMMIT {
+            return Ok(());
+        }
+        (self.written, self.committed_at) = (false, Instant::now());
         let assigned = self.consumer.assigned()?;
         self.next.retain(|partition, _| assigned.contains(partition));
         if let Err(error) = self.consumer.commit(&self.next) {
@@ -439,9 +481,10 @@ fn place(event: &Event) -> Place {
     Place { lane: event.lane.clone(), epoch: event.epoch, seq: event.seq }
 }
 
-fn offsets_after(records: &[Received]) -> BTreeMap<i32, i64> {
+fn offsets_after(arrivals: &[Arrival]) -> BTreeMap<i32, i64> {
     // Records of one partition come in order, so the last one counts.
-    records.iter().map(|record| (record.partition, record.offset + 1)).collect()
+    let next = |arrival: &Arrival| (arrival.record.partition, arrival.record.offset + 1);
+    arrivals.iter().map(next).collect()
 }
 
 fn read(record: Received) -> Arrival {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use holdfast::domain::durability::Durability;
 use holdfast::lanes::Advance;
-use holdfast::lanes::reply::{Confirmed, Marks, Refusal};
+use holdfast::lanes::reply::{Confirmed, Marks, Refusal, Reserved};
 
 use crate::sale::{EPOCH, Sale, definition, held, options, redis_url, refused, wait_until};
 
@@ -138,6 +138,33 @@ async fn a_full_outbox_stops_new_orders_and_nothing_else() {
     assert_eq!(refused(sale.reserve("ann", "k4", &[("phone", 1)]).await), Refusal::Overloaded);
     sale.advance("relay", 7, 7).await;
     held(sale.reserve("ann", "k4", &[("phone", 1)]).await);
+}
+
+#[tokio::test]
+async fn an_outbox_of_too_many_bytes_stops_new_orders_and_nothing_else() {
+    let mut options = options();
+    options.outbox_bytes_max = 1 << 16;
+    let sale = Sale::on(&redis_url(), &options).await;
+    sale.define(1, definition(&[("phone", 10_000)])).await;
+    let first = held(sale.reserve("ann", "first", &[("phone", 1)]).await).id;
+    let mut orders = 1;
+    let mut refusal = None;
+    while refusal.is_none() {
+        sale.lanes.check_outboxes().await.unwrap();
+        match sale.reserve("ann", &orders.to_string(), &[("phone", 1)]).await {
+            Reserved::Held(_) => orders += 1,
+            refused => refusal = Some(refused),
+        }
+        assert!(orders < 1_000, "an event takes more than 65 bytes");
+    }
+    assert_eq!(refused(refusal.unwrap()), Refusal::Overloaded);
+    assert!(matches!(sale.confirm(&first, "pay").await, Confirmed::Confirmed(_)));
+    // It is beyond half: what Kafka has is let go of, though the database lacks it.
+    let (seq, logged) = (orders + 2, orders);
+    let advance = sale.advance("relay", logged, 1).await;
+    assert_eq!(advance, Advance::Leased { marks: marks_of(seq, logged, 1), trimmed: logged });
+    sale.lanes.check_outboxes().await.unwrap();
+    held(sale.reserve("ann", "again", &[("phone", 1)]).await);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 mod dead_letters;
 mod follower;
 mod ledger;
+mod losses;
 mod pipeline;
 mod reconciler;
 mod recovery;

@@ -55,6 +55,8 @@ impl Pipeline {
         let mut config = Config::load(None).expect("the defaults");
         config.redis.url = std::env::var("REDIS_URL").expect("REDIS_URL names a real server");
         config.relay.lease_ms = 1_000;
+        config.kafka = stack.kafka.clone();
+        config.writer.group = stack.group.clone();
         let mut registry = Registry::default();
         let lanes = Lanes::new(&config.redis, &config.lanes, &mut registry).expect("a Redis URL");
         let metrics = CatalogMetrics::register(&mut registry);
@@ -103,14 +105,19 @@ impl Pipeline {
     }
 
     pub fn relay(&self) -> Role {
+        self.relay_told(&mut Registry::default())
+    }
+
+    /// A relay that tells of itself there.
+    pub fn relay_told(&self, registry: &mut Registry) -> Role {
         let producer = Producer::new(&self.stack.kafka).expect("a producer");
         let relay = Relay::new(
             self.lanes.clone(),
             self.catalog.clone(),
             self.stack.ledger.clone(),
             producer,
-            self.config.relay.clone(),
-            &mut Registry::default(),
+            &self.config,
+            registry,
         );
         let stop = CancellationToken::new();
         let token = stop.clone();

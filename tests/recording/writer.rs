@@ -434,6 +434,59 @@ async fn a_writer_that_dies_in_mid_stream_is_taken_up_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_is_stopped_commits_what_it_wrote_and_not_what_it_has_read_ahead() {
+    let stack = Stack::new("stopped").await;
+    let mut lane = stack.lane("s", 2).await;
+    let events = lane.story(1_500);
+    stack.send(&lane, &events).await;
+    let options = holdfast::writer::Options { batch_max: 20, ..stack.options() };
+    let writer = stack.writer_with(options);
+    stack.until_recorded(&lane, 200).await;
+    writer.stop().await;
+    let recorded = stack.recorded(&lane.id).await.unwrap();
+    assert!(recorded < lane.seq, "there was something to read ahead");
+    let extents = topic::extents(&stack.kafka, &stack.group, [2].into()).await.unwrap();
+    // The lane has its partition to itself, so its first event is the record at offset 0.
+    assert_eq!(extents[&2].committed, Some(recorded as i64));
+    let writer = stack.writer();
+    stack.until_recorded(&lane, lane.seq).await;
+    assert_eq!(writer.metric("holdfast_writer_repeats_total"), 0.0);
+    stack.check_books().await;
+    writer.stop().await;
+}
+
+/// A disk that is full is not the fault of what was to be written.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_whose_disk_is_full_is_a_pause_and_no_dead_letter() {
+    let stack = Stack::new("full").await;
+    let mut lane = stack.lane("s", 1).await;
+    let events = lane.story(100);
+    for statement in [
+        "CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+           RAISE EXCEPTION 'could not extend file: No space left on device'
+             USING ERRCODE = 'disk_full';
+         END $$",
+        "CREATE TRIGGER fill BEFORE INSERT ON ledger FOR EACH ROW EXECUTE FUNCTION fill()",
+    ] {
+        sqlx::query(statement).execute(&stack.pool).await.unwrap();
+    }
+    let writer = stack.writer();
+    stack.send(&lane, &events).await;
+    until("the writer has tried more than once", || async {
+        writer.metric("holdfast_writer_retries_total") > 2.0
+    })
+    .await;
+    assert_eq!(writer.metric("holdfast_writer_paused"), 1.0);
+    assert_eq!(stack.recorded(&lane.id).await, Some(0));
+    sqlx::query("DROP TRIGGER fill ON ledger").execute(&stack.pool).await.unwrap();
+    stack.until_recorded(&lane, lane.seq).await;
+    until("it goes on", || async { writer.metric("holdfast_writer_paused") == 0.0 }).await;
+    assert!(stack.dead_letters().await.is_empty());
+    stack.check_books().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn cut_connections_lose_nothing_and_repeat_nothing() {
     let stack = Stack::new("cut").await;
     let mut lane = stack.lane("s", 3).await;
