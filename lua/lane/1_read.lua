@@ -233,15 +233,15 @@ do
   assert(at == #ARGV + 1, 'the commands do not fill ARGV')
 end
 
--- The lane itself, a field a line below, absent ones nil or empty; all at once, since to look each up
--- by name in Redis costs more. What is not turned into a number here remains a text. run: the run_id of
--- the server that it was opened on; frozen: why it must not be used (run, behind, rebuild, operator), or
--- empty; since: for recovery, the seq after which its present epoch began.
+-- The lane itself: its fields, absent ones nil or empty; read all at once, since to look each up by name
+-- in Redis costs more, into a table that has room for them. What is not turned into a number here remains
+-- a text. run: the run_id of the server that it was opened on; frozen: why it must not be used (run,
+-- behind, rebuild, operator), or empty; since: for recovery, the seq after which its present epoch began.
 local lane = {
   layout = nil, epoch = nil, seq = nil, logged = nil, recorded = nil, trimmed = nil, now = nil, version = nil,
   digest = nil, opens = nil, closes = nil, hold = nil, grace = nil, longest = nil, limit = nil, paused = nil,
-  closed = nil, archived = nil, used = nil, proven = nil, run = nil, frozen = nil, since = nil, relay = nil, leased = nil,
-  exists = nil,
+  closed = nil, archived = nil, used = nil, proven = nil, run = nil, frozen = nil, since = nil,
+  relay = nil, leased = nil, exists = nil,
 }
 do
   local found = redis.call('HGETALL', KEYS[1])
@@ -255,7 +255,8 @@ do
   lane.epoch = lane.epoch or '0'
   lane.seq, lane.trimmed, lane.now = (lane.seq or 0) + 0, (lane.trimmed or 0) + 0, (lane.now or 0) + 0
   lane.logged, lane.recorded = lane.logged or '0', lane.recorded or '0'
-  lane.opens, lane.closes, lane.closed = number_or_nil(lane.opens), number_or_nil(lane.closes), number_or_nil(lane.closed)
+  lane.opens, lane.closes = number_or_nil(lane.opens), number_or_nil(lane.closes)
+  lane.closed = number_or_nil(lane.closed)
   lane.hold, lane.limit = number_or_nil(lane.hold), number_or_nil(lane.limit)
   lane.paused, lane.archived, lane.used = lane.paused == '1', lane.archived == '1', lane.used == '1'
   if lane.proven or proves then

@@ -164,7 +164,8 @@ local function reserve(at)
   end
   local moves = plan.moves
   for n = 1, #moves do
-    if moves[n].counters.available < moves[n].units then
+    local move = moves[n]
+    if move.counters.available < move.units then
       return refused_by_stock(plan.list)
     end
   end
@@ -173,7 +174,8 @@ local function reserve(at)
   local due = plan.due or begin_plan(plan)
   due[#due + 1] = key
   for n = 1, #moves do
-    local counters, more = moves[n].counters, moves[n].units
+    local move = moves[n]
+    local counters, more = move.counters, move.units
     counters.available, counters.held = counters.available - more, counters.held + more
   end
   buyers[buyer] = plan.units

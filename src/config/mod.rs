@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use base64::Engine;
@@ -66,6 +67,23 @@ pub struct Config {
     pub reconciler: Reconciler,
     pub witness: Witness,
     pub telemetry: Telemetry,
+    pub runtime: Runtime,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Runtime {
+    pub worker_threads: usize,
+}
+
+impl Runtime {
+    /// As many as set; else one fewer than there are cores, and one at least.
+    pub fn worker_threads(&self) -> usize {
+        match self.worker_threads {
+            0 => available_parallelism().map_or(1, |cores| (cores.get() - 1).max(1)),
+            threads => threads,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -253,6 +271,7 @@ impl Config {
 
     fn check(&self) -> Result<(), String> {
         let http = &self.http;
+        range("runtime.worker_threads", self.runtime.worker_threads, 0, 256)?;
         range("http.header_timeout_ms", http.header_timeout_ms, 1, 60_000)?;
         range("http.idle_timeout_ms", http.idle_timeout_ms, 1, 3_600_000)?;
         range("http.body_timeout_ms", http.body_timeout_ms, 1, 60_000)?;
@@ -414,6 +433,13 @@ mod tests {
     #[test]
     fn the_documented_defaults_are_a_valid_configuration() {
         with("").unwrap();
+    }
+
+    #[test]
+    fn there_is_a_thread_whatever_the_machine_and_as_many_as_are_set() {
+        assert!(with("").unwrap().runtime.worker_threads() >= 1);
+        let three = with("[runtime]\nworker_threads = 3").unwrap();
+        assert_eq!(three.runtime.worker_threads(), 3);
     }
 
     #[test]
