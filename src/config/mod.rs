@@ -73,6 +73,7 @@ pub struct Http {
     pub listen: SocketAddr,
     pub inner_listen: SocketAddr,
     pub header_timeout_ms: u64,
+    pub idle_timeout_ms: u64,
     pub body_timeout_ms: u64,
     pub request_timeout_ms: u64,
     pub write_timeout_ms: u64,
@@ -239,6 +240,7 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         let http = &self.http;
         range("http.header_timeout_ms", http.header_timeout_ms, 1, 60_000)?;
+        range("http.idle_timeout_ms", http.idle_timeout_ms, 1, 3_600_000)?;
         range("http.body_timeout_ms", http.body_timeout_ms, 1, 60_000)?;
         range("http.write_timeout_ms", http.write_timeout_ms, 1_000, 600_000)?;
         range("http.connections_max", http.connections_max, 1, 1_000_000)?;
