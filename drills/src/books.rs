@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -114,6 +116,19 @@ pub struct DeadLetter {
     pub seq: Option<i64>,
 }
 
+/// A lane that was opened anew, or could not be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Rebuild {
+    pub outcome: String,
+    pub why: String,
+    /// Where the lane in Redis stood, if it was there.
+    pub seq_before: Option<i64>,
+    /// Orders that were answered and are nowhere any more.
+    pub lost_orders: Vec<String>,
+    /// ... and events, at most.
+    pub lost_max: i64,
+}
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Database {
     pub recorded: i64,
@@ -128,6 +143,8 @@ pub struct Database {
     pub adjustments: BTreeMap<String, i64>,
     pub dead_letters: Vec<DeadLetter>,
     pub parked: i64,
+    /// In the order of their end.
+    pub rebuilds: Vec<Rebuild>,
 }
 
 /// All that the servers say of one sale of one lane.
@@ -274,6 +291,26 @@ pub fn records(brokers: &str, topic: &str, sale: &str) -> anyhow::Result<Vec<Rec
     Ok(found)
 }
 
+/// Deletes every record that the topic has now; how many.
+pub async fn delete_records(brokers: &str, topic: &str) -> anyhow::Result<i64> {
+    let mut settings = ClientConfig::new();
+    settings.set("bootstrap.servers", brokers).set("group.id", "holdfast-drills");
+    let consumer: BaseConsumer = settings.create()?;
+    let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(10))?;
+    let (mut count, mut upto) = (0, TopicPartitionList::new());
+    for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+        let (low, high) =
+            consumer.fetch_watermarks(topic, partition.id(), Duration::from_secs(10))?;
+        if low < high {
+            count += high - low;
+            upto.add_partition_offset(topic, partition.id(), Offset::Offset(high))?;
+        }
+    }
+    let admin: AdminClient<DefaultClientContext> = settings.create()?;
+    admin.delete_records(&upto, &AdminOptions::new()).await?;
+    Ok(count)
+}
+
 fn milliseconds(column: &str) -> String {
     format!("(extract(epoch FROM {column}) * 1000)::bigint")
 }
@@ -365,7 +402,26 @@ pub async fn database(pool: &PgPool, sale: &str) -> anyhow::Result<Database> {
     });
     books.dead_letters = rows.collect();
     books.parked = sqlx::query_scalar("SELECT count(*) FROM parked").fetch_one(pool).await?;
+    books.rebuilds = rebuilds(pool, sale).await?;
     Ok(books)
+}
+
+pub async fn rebuilds(pool: &PgPool, sale: &str) -> anyhow::Result<Vec<Rebuild>> {
+    let rows: Vec<(String, String, Option<i64>, Vec<String>, i64)> = sqlx::query_as(
+        "SELECT outcome, why, seq_before, lost_orders, lost_max
+         FROM rebuilds WHERE sale_id = $1 ORDER BY id",
+    )
+    .bind(sale)
+    .fetch_all(pool)
+    .await?;
+    let rows = rows.into_iter().map(|(outcome, why, seq_before, lost_orders, lost_max)| Rebuild {
+        outcome,
+        why,
+        seq_before,
+        lost_orders,
+        lost_max,
+    });
+    Ok(rows.collect())
 }
 
 #[cfg(test)]

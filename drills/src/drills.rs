@@ -1,6 +1,7 @@
 //! The drills. Each is what it does to the stack while callers press on it; it must show that its
 //! fault bit (`Scene::bit`), or it has proven nothing and fails.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -8,8 +9,8 @@ use futures_util::future::LocalBoxFuture;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::books::{self, lane_key};
-use crate::checker::Expected;
+use crate::books::{self, Rebuild, lane_key};
+use crate::checker::{Expected, Forgets};
 use crate::history::{Entry, Outcome, Request, now_ms};
 use crate::parts::{Service, eventually};
 use crate::proxy::Replies;
@@ -31,8 +32,16 @@ const PILED_UP: i64 = 20;
 
 const LAYOUT: Layout =
     Layout { services: WHOLE, settings: &[], redis: &[], replica: false, durability: None };
-const EXPECTED: Expected =
-    Expected { dead_letters: &[], topic_truncated: false, clocks_moved: false };
+const EXPECTED: Expected = Expected {
+    dead_letters: &[],
+    topic_truncated: false,
+    clocks_moved: false,
+    forgets: Forgets::Nothing,
+};
+/// Redis forgets what it had answered at `memory`, and a report says so.
+const REPORTED: Expected = Expected { forgets: Forgets::Reported, ..EXPECTED };
+/// What a relay that slept through a rebuild sends of the epoch before.
+const ECHOES: Expected = Expected { dead_letters: &["stale-epoch"], ..REPORTED };
 
 /// Two instances that callers ask; one has all the roles.
 const WHOLE: &[(&str, &str)] = &[("one", "api,relay,writer,sweeper,reconciler"), ("two", "api")];
@@ -221,7 +230,112 @@ pub const DRILLS: &[Drill] = &[
         expected: EXPECTED,
         run: |scene| Box::pin(full_redis(scene)),
     },
+    Drill {
+        name: "truncated-topic",
+        about: "records are deleted from the topic before they are recorded",
+        short: false,
+        layout: Layout {
+            services: &[
+                ("one", "api,sweeper,reconciler"),
+                ("relay", "relay"),
+                ("writer", "writer"),
+            ],
+            ..LAYOUT
+        },
+        expected: Expected { topic_truncated: true, ..EXPECTED },
+        run: |scene| Box::pin(truncated_topic(scene)),
+    },
+    Drill {
+        name: "empty-restart",
+        about: "Redis starts again without its files",
+        short: true,
+        layout: LAYOUT,
+        expected: REPORTED,
+        run: |scene| Box::pin(empty_restart(scene)),
+    },
+    Drill {
+        name: "old-rdb",
+        about: "Redis starts again from an old snapshot",
+        short: false,
+        layout: Layout { redis: &["--appendonly", "no"], ..LAYOUT },
+        expected: REPORTED,
+        run: |scene| Box::pin(old_rdb(scene)),
+    },
+    Drill {
+        name: "cut-aof",
+        about: "Redis starts again on an append-only file that lacks its end",
+        short: true,
+        layout: LAYOUT,
+        expected: REPORTED,
+        run: |scene| Box::pin(cut_aof(scene)),
+    },
+    Drill {
+        name: "forgotten-tail",
+        about: "Redis loses what nothing had relayed; two instances that answered it live",
+        short: true,
+        layout: TAIL,
+        expected: REPORTED,
+        run: |scene| Box::pin(forgotten_tail(scene)),
+    },
+    Drill {
+        name: "fresh-fleet",
+        about: "the same, and every process that answered dies with it",
+        short: false,
+        layout: TAIL,
+        expected: Expected { forgets: Forgets::Untold, ..EXPECTED },
+        run: |scene| Box::pin(fresh_fleet(scene)),
+    },
+    Drill {
+        name: "fail-over-replicated",
+        about: "the primary dies with a replica that lags, which is promoted; answers at `replicated`",
+        short: true,
+        layout: Layout {
+            replica: true,
+            durability: Some("replicated"),
+            settings: &[("HTTP__DURABILITY_TIMEOUT_MS", "1000")],
+            ..LAYOUT
+        },
+        expected: REPORTED,
+        run: |scene| Box::pin(fail_over_replicated(scene)),
+    },
+    Drill {
+        name: "fail-over-memory",
+        about: "the same at `memory`, with the relay dead: orders are lost, and named",
+        short: false,
+        layout: Layout { replica: true, ..TAIL },
+        expected: REPORTED,
+        run: |scene| Box::pin(fail_over_memory(scene)),
+    },
+    Drill {
+        name: "relay-sleeps",
+        about: "a relay is stopped (SIGSTOP) across a rebuild of its lane",
+        short: false,
+        layout: TAIL,
+        expected: ECHOES,
+        run: |scene| Box::pin(relay_sleeps(scene)),
+    },
+    Drill {
+        name: "reconciler-sleeps",
+        about: "a reconciler is stopped (SIGSTOP) in the middle of a rebuild, another finishes it",
+        short: false,
+        layout: Layout {
+            services: &[
+                ("one", "api,relay,writer,sweeper"),
+                ("two", "api"),
+                ("sleeper", "reconciler"),
+            ],
+            ..LAYOUT
+        },
+        expected: REPORTED,
+        run: |scene| Box::pin(reconciler_sleeps(scene)),
+    },
 ];
+
+/// Two instances that see different things, and a relay that can be taken from them.
+const TAIL: Layout = Layout {
+    services: &[("one", "api"), ("two", "api,writer,sweeper,reconciler"), ("relay", "relay")],
+    ..LAYOUT
+};
 
 /// Lets a random number of answers pass, so that faults fall anywhere.
 struct Moments(StdRng);
@@ -577,6 +691,224 @@ async fn full_redis(scene: &Scene<'_>) -> anyhow::Result<()> {
             "orders refused for want of memory",
             scene.refused_since(began, "overloaded") as f64,
         );
+    }
+    Ok(())
+}
+
+/// Where Redis keeps its append-only files.
+const AOF: &str = "appendonlydir";
+
+/// Reports about the lane so far.
+async fn reports(scene: &Scene<'_>) -> anyhow::Result<Vec<Rebuild>> {
+    books::rebuilds(&scene.database, &scene.sale).await
+}
+
+/// Waits until a report beyond so many says that the lane is open again.
+async fn reopened(scene: &Scene<'_>, before: usize) -> anyhow::Result<Rebuild> {
+    let open = async || -> Option<Rebuild> {
+        let reports = reports(scene).await.ok()?;
+        let mut new = reports.into_iter().skip(before);
+        new.find(|report| ["opened", "rebuilt"].contains(&report.outcome.as_str()))
+    };
+    eventually("the lane is opened anew", async || open().await.is_some()).await?;
+    open().await.context("the report is gone")
+}
+
+/// Redis is killed, its files are put as `harm` leaves them, and it starts again: it must not sell before
+/// the lane was opened anew.
+async fn restart_forgetful(
+    scene: &Scene<'_>,
+    harm: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<i64> {
+    let (began, before) = (scene.fault(), reports(scene).await?.len());
+    let seq = scene.mark("seq").await?;
+    scene.redis.kill();
+    harm(scene.redis.dir())?;
+    scene.redis.start_again().await?;
+    let report = reopened(scene, before).await?;
+    let forgot = seq - report.seq_before.unwrap_or_default();
+    scene.bit("events that Redis had forgotten", forgot as f64);
+    scene
+        .bit("requests refused by a frozen lane", scene.refused_since(began, "lane-frozen") as f64);
+    Ok(began)
+}
+
+fn copy_files(from: &Path, to: &Path) -> anyhow::Result<()> {
+    if to.exists() {
+        std::fs::remove_dir_all(to)?;
+    }
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+async fn empty_restart(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times.min(5) {
+        moments.next(scene).await?;
+        let harm = |dir: &Path| Ok(std::fs::remove_dir_all(dir.join(AOF))?);
+        let began = restart_forgetful(scene, harm).await?;
+        scene.mended(began).await?;
+    }
+    Ok(())
+}
+
+async fn old_rdb(scene: &Scene<'_>) -> anyhow::Result<()> {
+    for _ in 0..scene.extent.times.min(5) {
+        scene.redis.ask::<()>(&redis::cmd("SAVE")).await?;
+        scene.settled().await?;
+        let began = restart_forgetful(scene, |_| Ok(())).await?;
+        scene.mended(began).await?;
+    }
+    Ok(())
+}
+
+async fn cut_aof(scene: &Scene<'_>) -> anyhow::Result<()> {
+    for _ in 0..scene.extent.times.min(5) {
+        scene.settled().await?;
+        let began = restart_forgetful(scene, cut_tail).await?;
+        scene.mended(began).await?;
+    }
+    Ok(())
+}
+
+/// Takes away the last quarter of what Redis has appended since its last rewrite.
+fn cut_tail(dir: &Path) -> anyhow::Result<()> {
+    let entries: Vec<_> = std::fs::read_dir(dir.join(AOF))?.collect::<Result<_, _>>()?;
+    let mut names: Vec<_> = entries.iter().map(std::fs::DirEntry::path).collect();
+    names.retain(|path| path.to_string_lossy().ends_with(".incr.aof"));
+    names.sort();
+    let path = names.last().context("there is no append-only file")?;
+    let file = std::fs::File::options().write(true).open(path)?;
+    let length = file.metadata()?.len();
+    Ok(file.set_len(length - length / 4)?)
+}
+
+/// Redis loses what nobody else has seen but those who answered it: nothing relayed it.
+async fn forgotten_tail(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let aside = scene.redis.dir().join("aside");
+    scene.service("relay").kill();
+    copy_files(&scene.redis.dir().join(AOF), &aside)?;
+    scene.settled().await?;
+    let harm = |dir: &Path| copy_files(&aside, &dir.join(AOF));
+    let began = restart_forgetful(scene, harm).await?;
+    scene.service("relay").start_again().await?;
+    scene.mended(began).await
+}
+
+/// The same, and everybody who could tell dies with it.
+async fn fresh_fleet(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let aside = scene.redis.dir().join("aside");
+    scene.service("relay").kill();
+    copy_files(&scene.redis.dir().join(AOF), &aside)?;
+    scene.settled().await?;
+    let (began, seq) = (scene.fault(), scene.mark("seq").await?);
+    scene.stop_services();
+    scene.redis.kill();
+    copy_files(&aside, &scene.redis.dir().join(AOF))?;
+    scene.redis.start_again().await?;
+    scene.bit("events that Redis had forgotten", (seq - scene.mark("seq").await?) as f64);
+    let before = reports(scene).await?.len();
+    scene.start_services().await?;
+    reopened(scene, before).await?;
+    scene.mended(began).await
+}
+
+/// The primary dies while its replica lags, and the replica takes its place, with one of its own behind it.
+async fn promote(scene: &Scene<'_>) -> anyhow::Result<i64> {
+    let (began, before) = (scene.fault(), reports(scene).await?.len());
+    let seq = scene.mark("seq").await?;
+    let replica = scene.replica.as_ref().context("the layout has a replica")?;
+    scene.redis.kill();
+    replica.ask::<()>(redis::cmd("REPLICAOF").arg("NO").arg("ONE")).await?;
+    scene.add_replica(replica.port).await?;
+    scene.to_redis.lead_to(replica.port);
+    let report = reopened(scene, before).await?;
+    let forgot = seq - report.seq_before.unwrap_or_default();
+    scene.bit("events that the promoted replica never had", forgot as f64);
+    scene
+        .bit("requests refused by a frozen lane", scene.refused_since(began, "lane-frozen") as f64);
+    Ok(began)
+}
+
+async fn fail_over_replicated(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let began = scene.fault();
+    scene.to_primary.replies(Replies::Lose);
+    let withheld = async || scene.unknown_since(began) >= 10;
+    eventually("answers are withheld", withheld).await?;
+    scene.bit("answers withheld", scene.unknown_since(began) as f64);
+    let began = promote(scene).await?;
+    scene.mended(began).await
+}
+
+async fn fail_over_memory(scene: &Scene<'_>) -> anyhow::Result<()> {
+    scene.service("relay").kill();
+    scene.to_primary.replies(Replies::Lose);
+    scene.settled().await?;
+    let began = promote(scene).await?;
+    scene.service("relay").start_again().await?;
+    scene.mended(began).await
+}
+
+/// A relay that is stopped while its lane is rebuilt has events of the old epoch in its hands.
+async fn relay_sleeps(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let relay = scene.service("relay");
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times.min(5) {
+        moments.next(scene).await?;
+        relay.freeze()?;
+        scene.answered(20).await?;
+        let harm = |dir: &Path| Ok(std::fs::remove_dir_all(dir.join(AOF))?);
+        let began = restart_forgetful(scene, harm).await?;
+        relay.thaw()?;
+        scene.mended(began).await?;
+        scene.bit("rebuilds that the relay slept through", 1.0);
+    }
+    Ok(())
+}
+
+/// A reconciler that is stopped in the middle of a rebuild, which another finishes.
+async fn reconciler_sleeps(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let sleeper = scene.service("sleeper");
+    let epoch = async || -> anyhow::Result<i64> {
+        let epoch = sqlx::query_scalar("SELECT epoch FROM lanes WHERE sale_id = $1");
+        Ok(epoch.bind(&scene.sale).fetch_one(&scene.database).await?)
+    };
+    let (began, before) = (scene.fault(), epoch().await?);
+    let reports_before = reports(scene).await?.len();
+    scene.redis.kill();
+    std::fs::remove_dir_all(scene.redis.dir().join(AOF))?;
+    scene.redis.start_again().await?;
+    eventually("a rebuild has begun", async || epoch().await.is_ok_and(|now| now > before)).await?;
+    sleeper.freeze()?;
+    if reports(scene).await?.len() > reports_before {
+        bail!("the rebuild was over before it could be stopped");
+    }
+    let other = scene.another("other", "reconciler").await?;
+    reopened(scene, reports_before).await?;
+    scene.bit("rebuilds that another finished", 1.0);
+    sleeper.thaw()?;
+    scene.mended(began).await?;
+    other.terminate().await
+}
+
+/// Kafka's records are deleted before the writer has read them; the relay that comes next sends them again.
+async fn truncated_topic(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times.min(5) {
+        moments.next(scene).await?;
+        let began = scene.fault();
+        scene.service("writer").kill();
+        piled_up(scene, "writer").await?;
+        scene.service("relay").kill();
+        let deleted = books::delete_records(&scene.stack.brokers(), &scene.topic).await?;
+        scene.bit("records deleted", deleted as f64);
+        scene.service("relay").start_again().await?;
+        scene.service("writer").start_again().await?;
+        scene.mended(began).await?;
     }
     Ok(())
 }

@@ -27,6 +27,8 @@ pub struct Entry {
     pub client: String,
     /// Which of the service's instances was asked.
     pub instance: usize,
+    /// The durability that its answer was to wait for, where it was more than memory.
+    pub asked: Option<String>,
     pub sent_ms: i64,
     /// Of an unknown outcome: when the caller knew that it would not be told.
     pub answered_ms: i64,
@@ -98,6 +100,18 @@ pub enum Request {
 }
 
 impl Request {
+    /// Whether it may change an order, so that it can ask for durability.
+    pub fn changes_an_order(&self) -> bool {
+        match self {
+            Self::Define { .. }
+            | Self::Adjust { .. }
+            | Self::Pause { .. }
+            | Self::Resume { .. } => false,
+            Self::Get { .. } | Self::Stock { .. } => false,
+            _ => true,
+        }
+    }
+
     /// Whether it ends what an order holds, one way or the other.
     pub fn settles(&self) -> bool {
         matches!(self, Self::Confirm { .. } | Self::Cancel { .. } | Self::Webhook { .. })

@@ -205,6 +205,11 @@ impl Redis {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        &self.process.dir
+    }
+
     /// SIGKILL.
     pub fn kill(&self) {
         self.process.kill();
@@ -230,15 +235,18 @@ impl Redis {
         Ok(())
     }
 
-    /// A number out of `INFO`; 0 where it is not mentioned.
-    pub async fn info(&self, section: &str, name: &str) -> anyhow::Result<u64> {
+    /// What `INFO` says of something; empty where it is not mentioned.
+    pub async fn info_word(&self, section: &str, name: &str) -> anyhow::Result<String> {
         let said: String = self.ask(redis::cmd("INFO").arg(section)).await?;
-        let value = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        let digits = |value: &str| {
-            let value = value.trim_start_matches("count=");
-            value.chars().take_while(char::is_ascii_digit).collect::<String>()
-        };
-        Ok(value.map_or(Ok(0), |value| digits(value).parse())?)
+        let word = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        Ok(word.unwrap_or_default().trim().to_owned())
+    }
+
+    /// The same, of a number or a count; 0 where it is not mentioned.
+    pub async fn info(&self, section: &str, name: &str) -> anyhow::Result<u64> {
+        let word = self.info_word(section, name).await?;
+        let number = word.trim_start_matches("count=");
+        Ok(if number.is_empty() { 0 } else { number.parse()? })
     }
 }
 

@@ -56,6 +56,8 @@ pub struct Scene<'a> {
     pub redis: Redis,
     pub replica: Option<Redis>,
     pub to_redis: Proxy,
+    /// What the replica replicates through.
+    pub to_primary: Proxy,
     pub to_postgres: Proxy,
     pub database: PgPool,
     pub topic: String,
@@ -64,6 +66,8 @@ pub struct Scene<'a> {
     settings: Vec<(String, String)>,
     services: Vec<Service>,
     binary: PathBuf,
+    /// A replica of the promoted replica.
+    second: Mutex<Option<Redis>>,
     faults: Mutex<Vec<Fault>>,
     bites: Mutex<BTreeMap<&'static str, f64>>,
 }
@@ -81,17 +85,9 @@ impl<'a> Scene<'a> {
         let run_name = format!("{}_{:x}", name.replace('-', "_"), now_ms());
         let options = [&["--appendfsync", "everysec"], layout.redis].concat();
         let redis = Redis::start(&stack.home, "primary", stack.port_base + 2, &options).await?;
+        let to_primary = Proxy::start(redis.port).await?;
         let replica = if layout.replica {
-            let primary = (stack.port_base + 2).to_string();
-            let options = [&["--replicaof", "127.0.0.1", &primary], &options[..]].concat();
-            let replica =
-                Redis::start(&stack.home, "replica", stack.port_base + 6, &options).await?;
-            eventually("the replica follows", async || {
-                replica.info("replication", "master_sync_in_progress").await.is_ok_and(|n| n == 0)
-                    && redis.info("replication", "connected_slaves").await.is_ok_and(|n| n == 1)
-            })
-            .await?;
-            Some(replica)
+            Some(replica_of(stack, "replica", stack.port_base + 6, to_primary.port).await?)
         } else {
             None
         };
@@ -150,6 +146,7 @@ impl<'a> Scene<'a> {
             redis,
             replica,
             to_redis,
+            to_primary,
             to_postgres,
             database,
             topic: run_name,
@@ -158,6 +155,7 @@ impl<'a> Scene<'a> {
             settings,
             services,
             binary: binary.into(),
+            second: Mutex::default(),
             faults: Mutex::default(),
             bites: Mutex::default(),
         })
@@ -175,6 +173,22 @@ impl<'a> Scene<'a> {
     /// One more process of the service, which no caller asks.
     pub async fn another(&self, name: &str, roles: &str) -> anyhow::Result<Service> {
         Service::start(&self.stack.home, &self.binary, name, roles, &self.settings).await
+    }
+
+    /// All processes of the layout, after they were stopped.
+    pub async fn start_services(&self) -> anyhow::Result<()> {
+        for service in &self.services {
+            service.start_again().await?;
+        }
+        Ok(())
+    }
+
+    /// A replica of the Redis at this port, for as long as the scene lasts.
+    pub async fn add_replica(&self, primary: u16) -> anyhow::Result<()> {
+        let port = self.stack.port_base + 7;
+        let second = replica_of(self.stack, "second", port, primary).await?;
+        *self.second.lock().expect("no panic") = Some(second);
+        Ok(())
     }
 
     /// Runs the service's command line to its end.
@@ -297,6 +311,18 @@ impl<'a> Scene<'a> {
         let database = books::database(&self.database, &self.sale).await.context("PostgreSQL")?;
         Ok(Books { lane, records, database })
     }
+}
+
+/// Returns when it has all that the primary has.
+async fn replica_of(stack: &Stack, name: &str, port: u16, primary: u16) -> anyhow::Result<Redis> {
+    let options = ["--appendfsync", "everysec", "--replicaof", "127.0.0.1", &primary.to_string()];
+    let replica = Redis::start(&stack.home, name, port, &options).await?;
+    eventually("the replica follows", async || {
+        let link = replica.info_word("replication", "master_link_status").await;
+        link.is_ok_and(|link| link == "up")
+    })
+    .await?;
+    Ok(replica)
 }
 
 /// Seen by callers: the first answer that says so, or that never came.

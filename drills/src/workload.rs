@@ -128,9 +128,11 @@ impl Callee {
     pub async fn send(&self, client: &str, instance: usize, request: &Request) -> Reply {
         let sent_ms = now_ms();
         let reply = self.attempt(instance, request).await;
+        let asked = self.durability.filter(|_| request.changes_an_order());
         let entry = Entry {
             client: client.into(),
             instance,
+            asked: asked.map(str::to_owned),
             sent_ms,
             answered_ms: now_ms(),
             request: request.clone(),
@@ -226,7 +228,7 @@ impl Callee {
         {
             http = http.header("Idempotency-Key", key);
         }
-        if let Some(durability) = self.durability.filter(|_| of_orders) {
+        if let Some(durability) = self.durability.filter(|_| request.changes_an_order()) {
             http = http.header("Prefer", format!("durability={durability}"));
         }
         if body.is_null() { http } else { http.json(&body) }

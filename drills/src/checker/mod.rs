@@ -49,6 +49,20 @@ pub struct Expected {
     pub topic_truncated: bool,
     /// Clocks were moved: callers' times prove nothing.
     pub clocks_moved: bool,
+    /// What Redis may forget of what it answered.
+    pub forgets: Forgets,
+}
+
+/// What became of answers that no more than Redis' memory stood for. Answers that were promised more are
+/// never forgotten.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Forgets {
+    #[default]
+    Nothing,
+    /// A rebuild's report says how many events at most, and names the orders that are gone.
+    Reported,
+    /// Nobody lived who could have told.
+    Untold,
 }
 
 /// What the definition says about limits.
@@ -74,7 +88,8 @@ struct EventOrder {
 }
 
 pub fn check(history: &[Entry], books: &Books, expected: &Expected) -> Vec<Violation> {
-    let mut case = Case { history, books, expected, found: Vec::new() };
+    let (found, undone) = (Vec::new(), BTreeSet::new());
+    let mut case = Case { history, books, expected, found, undone };
     case.conservation();
     case.agreement();
     case.answers();
@@ -82,19 +97,27 @@ pub fn check(history: &[Entry], books: &Books, expected: &Expected) -> Vec<Viola
     case.sequence();
     case.deadlines();
     case.payments();
+    case.forgotten();
     case.found
 }
 
-/// Orders that were answered 2xx and that neither Redis nor the database has.
+/// Whether more than Redis' memory stood for what was answered.
+fn was_promised(entry: &Entry) -> bool {
+    let durability = entry.reply.body["durability"].as_str();
+    entry.reply.outcome == Outcome::Ok
+        && (entry.asked.is_some() || durability.is_some_and(|durability| durability != "memory"))
+}
+
+/// Orders that were answered 2xx when they were placed, and that nothing ever held: the database has none,
+/// or a tombstone that a later call left.
 pub fn lost(history: &[Entry], books: &Books) -> Vec<String> {
-    let recorded: HashSet<_> = books.database.orders.iter().map(|row| row.id.as_str()).collect();
+    let held = books.database.ledger.iter().filter(|row| row.event == "held");
+    let held: HashSet<_> = held.filter_map(|row| row.order.as_deref()).collect();
     let answered = history.iter().filter(|entry| entry.reply.outcome == Outcome::Ok);
-    let answered: BTreeSet<_> =
-        answered.filter_map(|entry| Some(entry.reply.order()?.id.to_owned())).collect();
-    answered
-        .into_iter()
-        .filter(|id| !recorded.contains(id.as_str()) && !books.lane.orders.contains_key(key_of(id)))
-        .collect()
+    let placed = answered.filter(|entry| matches!(entry.request, Request::Place { .. }));
+    let placed: BTreeSet<_> =
+        placed.filter_map(|entry| Some(entry.reply.order()?.id.to_owned())).collect();
+    placed.into_iter().filter(|id| !held.contains(id.as_str())).collect()
 }
 
 struct Case<'a> {
@@ -102,6 +125,8 @@ struct Case<'a> {
     books: &'a Books,
     expected: &'a Expected,
     found: Vec<Violation>,
+    /// Orders of which Redis has forgotten something that it had answered, as it may in this drill.
+    undone: BTreeSet<String>,
 }
 
 /// Units by SKU that an order of this status has, as (held, sold).
@@ -135,6 +160,46 @@ fn may_follow(from: Option<&str>, event: &str, to: &str) -> bool {
 impl<'a> Case<'a> {
     fn violated(&mut self, invariant: Invariant, rule: &'static str, evidence: String) {
         self.found.push(Violation { invariant, rule, evidence });
+    }
+
+    /// An answer about an order that the books contradict.
+    fn contradicted(
+        &mut self,
+        entry: &Entry,
+        order: &str,
+        invariant: Invariant,
+        rule: &'static str,
+        evidence: String,
+    ) {
+        if self.expected.forgets == Forgets::Nothing || was_promised(entry) {
+            self.violated(invariant, rule, evidence);
+        } else {
+            self.undone.insert(order.to_owned());
+        }
+    }
+
+    /// What Redis forgot was said by a rebuild, where somebody lived who knew.
+    fn forgotten(&mut self) {
+        if self.expected.forgets != Forgets::Reported {
+            return;
+        }
+        let rebuilds = &self.books.database.rebuilds;
+        let named: BTreeSet<_> = rebuilds.iter().flat_map(|rebuild| &rebuild.lost_orders).collect();
+        let most: i64 = rebuilds.iter().map(|rebuild| rebuild.lost_max).sum();
+        let untold: Vec<_> = lost(self.history, self.books);
+        let untold: Vec<_> = untold.iter().filter(|id| !named.contains(id)).collect();
+        if !untold.is_empty() {
+            let evidence = format!("orders that are gone and that no report names: {untold:?}");
+            self.violated(Invariant::I3, "forgotten-and-not-told", evidence);
+        }
+        let undone = self.undone.len();
+        if usize::try_from(most).is_ok_and(|most| most < undone) {
+            let evidence = format!(
+                "answers about {undone} orders were undone, reports say {most} events at most: {:?}",
+                self.undone
+            );
+            self.violated(Invariant::I3, "forgotten-and-not-told", evidence);
+        }
     }
 
     fn ok(&self) -> impl Iterator<Item = &'a Entry> + use<'a> {
@@ -298,27 +363,34 @@ impl<'a> Case<'a> {
                 continue;
             }
             let Some(row) = rows.get(shown.id) else {
-                if judged.insert((shown.id, "lost")) {
+                if judged.insert((shown.id, "lost")) || was_promised(entry) {
                     let evidence = format!("{} was answered at {}", shown.id, entry.answered_ms);
-                    self.violated(Invariant::I3, "answered-order-is-gone", evidence);
+                    let rule = "answered-order-is-gone";
+                    self.contradicted(entry, shown.id, Invariant::I3, rule, evidence);
                 }
                 continue;
             };
             if let Some(why) = not_kept(&shown, row)
-                && judged.insert((shown.id, "kept"))
+                && (judged.insert((shown.id, "kept")) || was_promised(entry))
             {
                 let evidence = format!("{}, answered at {}: {why}", shown.id, entry.answered_ms);
-                self.violated(Invariant::I3, "answer-was-undone", evidence);
+                self.contradicted(entry, shown.id, Invariant::I3, "answer-was-undone", evidence);
             }
             let Request::Place { buyer, lines, .. } = &entry.request else { continue };
             if !judged.insert((shown.id, "placed")) {
+                continue;
+            }
+            let mut held: Vec<_> = holds.get(shown.id).cloned().unwrap_or_default();
+            if held.is_empty() {
+                let evidence = format!("{} was answered, and never held: {row:?}", shown.id);
+                let rule = "answered-order-is-gone";
+                self.contradicted(entry, shown.id, Invariant::I3, rule, evidence);
                 continue;
             }
             if *buyer != row.buyer {
                 let evidence = format!("{} was placed by {buyer} and is {}'s", shown.id, row.buyer);
                 self.violated(Invariant::I3, "order-of-another", evidence);
             }
-            let mut held: Vec<_> = holds.get(shown.id).cloned().unwrap_or_default();
             held.sort_by_key(|(sku, _)| *sku);
             let wanted: Vec<_> = lines
                 .iter()
@@ -540,11 +612,14 @@ impl<'a> Case<'a> {
     /// I6: never released before the deadline that was promised, nor once it is paid.
     fn deadlines(&mut self) {
         let mut promised: HashMap<&str, i64> = HashMap::new();
+        // What Redis may have forgotten since.
+        let mut told: HashMap<&str, i64> = HashMap::new();
         for entry in self.ok() {
-            if let Some(shown) = entry.reply.order()
-                && matches!(shown.status, "held" | "paying")
-            {
-                let deadline = promised.entry(shown.id).or_default();
+            let Some(shown) = entry.reply.order() else { continue };
+            if matches!(shown.status, "held" | "paying") {
+                let counts = self.expected.forgets == Forgets::Nothing || was_promised(entry);
+                let deadlines = if counts { &mut promised } else { &mut told };
+                let deadline = deadlines.entry(shown.id).or_default();
                 *deadline = shown.expires_ms.max(*deadline);
             }
         }
@@ -578,6 +653,9 @@ impl<'a> Case<'a> {
                         order.id, event.record.at_ms
                     );
                     self.violated(Invariant::I6, "released-before-its-deadline", evidence);
+                } else if told.get(order.id.as_str()).is_some_and(|told| event.record.at_ms < *told)
+                {
+                    self.undone.insert(order.id.clone());
                 }
             }
             // Where records are missing, what came before is not known.
@@ -624,18 +702,22 @@ impl<'a> Case<'a> {
             paid.insert(place);
             let (has, owed) = (bought(order, payment), due.contains(&place));
             let refund = entry.reply.body["refund_id"].is_string();
+            let rule = "money-and-goods-part";
+            let evidence = |wrong| format!("payment {payment} of {order}: {wrong}");
+            if has && owed && judged.insert((place, "both")) {
+                let evidence = evidence("bought, and due as well");
+                self.violated(Invariant::I7, rule, evidence);
+            }
             let wrong = match (&entry.request, entry.reply.outcome) {
                 (Request::Confirm { .. }, Outcome::Ok) if !has => "answered as bought, and is not",
                 (Request::Webhook { .. }, Outcome::Ok) if !has && !owed => {
                     "taken, and neither bought nor due"
                 }
                 (_, Outcome::Refused) if refund && !owed => "answered as due, and is not",
-                _ if has && owed => "bought, and due as well",
                 _ => continue,
             };
-            if judged.insert(place) {
-                let evidence = format!("payment {payment} of {order}: {wrong}");
-                self.violated(Invariant::I7, "money-and-goods-part", evidence);
+            if judged.insert((place, wrong)) || was_promised(entry) {
+                self.contradicted(entry, order, Invariant::I7, rule, evidence(wrong));
             }
         }
         for row in database.orders.iter().filter(|row| row.status == "confirmed") {

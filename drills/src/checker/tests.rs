@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::books::{CounterRow, DeadLetter, LedgerRow, LiveOrder, OrderRow};
+use crate::books::{CounterRow, DeadLetter, LedgerRow, LiveOrder, OrderRow, Rebuild};
 use crate::history::Reply;
 
 const SALE: &str = "sale";
@@ -55,7 +55,8 @@ impl Shop {
         };
         let (sent_ms, answered_ms) = (self.now, self.now + 1);
         let client = "c".to_owned();
-        self.history.push(Entry { client, instance: 0, sent_ms, answered_ms, request, reply });
+        let (instance, asked) = (0, None);
+        self.history.push(Entry { client, instance, asked, sent_ms, answered_ms, request, reply });
     }
 
     /// One event of the lane, through to the database.
@@ -329,8 +330,28 @@ fn i3_an_answered_order_that_is_gone() {
     let (mut shop, [_, _, _, held]) = busy_shop();
     shop.books.lane.orders.remove(key_of(&held));
     shop.books.database.orders.retain(|row| row.id != held);
+    shop.books.database.ledger.retain(|row| row.order.as_ref() != Some(&held));
     shop.breaks(Invariant::I3, "answered-order-is-gone");
     assert_eq!(lost(&shop.history, &shop.books), [held]);
+}
+
+#[test]
+fn i3_an_answered_order_of_which_only_a_tombstone_is_there() {
+    let (mut shop, gone) = forgetful_shop();
+    shop.books.database.orders.push(OrderRow {
+        id: gone.clone(),
+        buyer: String::new(),
+        status: "cancelled".into(),
+        lines: Lines::new(),
+        returned: Lines::new(),
+        payment: None,
+        expires_ms: shop.now,
+        seq: 0,
+    });
+    shop.event("order.cancelled", Some(&gone), Counters::default(), json!({}));
+    shop.breaks(Invariant::I3, "answered-order-is-gone");
+    assert_eq!(lost(&shop.history, &shop.books), [gone]);
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Untold)), BTreeSet::new());
 }
 
 #[test]
@@ -545,4 +566,50 @@ fn i7_goods_without_money_and_refunds_of_nothing() {
     let (mut shop, [sold, ..]) = busy_shop();
     shop.books.database.refunds.push((sold, "pay-9".into()));
     shop.breaks(Invariant::I7, "refund-from-nowhere");
+}
+
+/// A sale whose last order Redis has forgotten, before anybody else knew of it.
+fn forgetful_shop() -> (Shop, String) {
+    let (mut shop, _) = busy_shop();
+    let before = shop.books.clone();
+    let gone = shop.place("u6", "k1", 1);
+    shop.books = before;
+    (shop, gone)
+}
+
+fn forgets(forgets: Forgets) -> Expected {
+    Expected { forgets, ..Expected::default() }
+}
+
+#[test]
+fn what_redis_alone_knew_may_be_forgotten_where_a_report_names_it() {
+    let (mut shop, gone) = forgetful_shop();
+    shop.breaks(Invariant::I3, "answered-order-is-gone");
+    let told = BTreeSet::from([(Invariant::I3, "forgotten-and-not-told")]);
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Untold)), BTreeSet::new());
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Reported)), told);
+    let report = |lost_orders, lost_max| Rebuild {
+        outcome: "rebuilt".into(),
+        why: "run".into(),
+        seq_before: Some(1),
+        lost_orders,
+        lost_max,
+    };
+    shop.books.database.rebuilds = vec![report(Vec::new(), 1)];
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Reported)), told);
+    shop.books.database.rebuilds = vec![report(vec![gone.clone()], 0)];
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Reported)), told);
+    shop.books.database.rebuilds = vec![report(vec![gone], 1)];
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Reported)), BTreeSet::new());
+}
+
+#[test]
+fn what_was_promised_more_than_memory_is_never_forgotten() {
+    let gone = BTreeSet::from([(Invariant::I3, "answered-order-is-gone")]);
+    let (mut shop, _) = forgetful_shop();
+    shop.history.last_mut().expect("an answer").asked = Some("replicated".into());
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Untold)), gone);
+    let (mut shop, _) = forgetful_shop();
+    shop.history.last_mut().expect("an answer").reply.body["durability"] = "recorded".into();
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Untold)), gone);
 }
