@@ -59,6 +59,8 @@ impl Lane {
             created_at: at,
             expires_at: at,
             confirmed_at: None,
+            hold_seconds: None,
+            asked: Vec::new(),
             seq,
         };
         self.event(
@@ -76,8 +78,13 @@ impl Lane {
     fn batch(&mut self, events: Vec<Event>) -> Batch {
         let expected = self.recorded;
         self.recorded += events.len() as u64;
-        let moves =
-            vec![LaneMove { lane: self.id.clone(), epoch: 1, expected, recorded: self.recorded }];
+        let moves = vec![LaneMove {
+            lane: self.id.clone(),
+            epoch: 1,
+            expected,
+            recorded: self.recorded,
+            seal: None,
+        }];
         Batch { moves, events, ..Batch::default() }
     }
 

@@ -7,9 +7,9 @@
 --       to `recorded`; 5 the relay's name; 6 for how long it wants the lane (ms)
 -- Reply { outcome, epoch, seq, logged, recorded, trimmed }; outcome: "missing", "epoch" (the lane
 --       has another one: nothing was done), "leased" (another relay has it: nothing was done),
---       "behind" (Kafka or the database has more than the lane: Redis lost what it had answered;
---       nothing was done, and above all nothing trimmed, for what the lane holds under those seqs
---       is something else), "ok"
+--       "behind" (Kafka or the database has more than the lane: Redis lost what it had answered; the
+--       lane is frozen, and above all nothing trimmed, for what it holds under those seqs is
+--       something else), "ok". A frozen lane's marks go on like any other's: its outbox is drained.
 --
 -- Atomic as every script; idempotent, since marks only rise. Both keys are read before the first
 -- write. Trimming is by seq, never by length, and never beyond what somebody else has: an entry's
@@ -22,7 +22,7 @@ local function text(number)
   return string.format('%.0f', number)
 end
 
-local lane = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'logged', 'recorded', 'trimmed', 'relay', 'leased')
+local lane = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'logged', 'recorded', 'trimmed', 'relay', 'leased', 'frozen')
 if not lane[1] then
   return { 'missing', '0', '0', '0', '0', '0' }
 end
@@ -41,6 +41,9 @@ if lane[6] and lane[6] ~= ARGV[5] and left > 0 and left <= LEASE_MAX then
   return answer('leased', logged, recorded, trimmed)
 end
 if tonumber(ARGV[2]) > seq or tonumber(ARGV[3]) > seq then
+  if not lane[8] or lane[8] == '' then
+    redis.call('HSET', KEYS[1], 'frozen', 'behind')
+  end
   return answer('behind', logged, recorded, trimmed)
 end
 redis.call('XLEN', KEYS[2])

@@ -114,6 +114,8 @@ struct Outbound {
     in_flight: VecDeque<(u64, bool)>,
     /// Events in them.
     in_flight_events: u64,
+    /// The database has said how far it is since this relay has the lane.
+    compared: bool,
     /// Redis lost events that Kafka or the database has: nothing may be trimmed.
     behind: bool,
     /// Rises at each rewind: deliveries of an older one no longer count.
@@ -441,7 +443,10 @@ impl Relay {
 
     /// Begins to ask the database how far it has got; one that is away must hold up nothing else.
     fn ask_recorded(&self) -> Option<Asking> {
-        let lacking = |outbound: &Outbound| outbound.marks.recorded < outbound.marks.logged;
+        // A lane that has forgotten what is recorded of it does not say that it lacks anything.
+        let lacking = |outbound: &Outbound| {
+            !outbound.compared || outbound.marks.recorded < outbound.marks.logged
+        };
         let lanes: Vec<_> = self
             .outbound
             .iter()
@@ -466,6 +471,7 @@ impl Relay {
             Ok(recorded) => {
                 for (lane, seq) in recorded {
                     if let Some(outbound) = self.outbound.get_mut(&lane).filter(|o| !o.behind) {
+                        outbound.compared = true;
                         outbound.marks.recorded = outbound.marks.recorded.max(seq);
                     }
                 }
@@ -547,6 +553,7 @@ fn outbound(
         sent: marks.recorded.max(trimmed),
         in_flight: VecDeque::new(),
         in_flight_events: 0,
+        compared: false,
         behind: false,
         generation: 0,
         told: marks,

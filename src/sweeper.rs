@@ -144,8 +144,9 @@ impl Sweeper {
                 });
                 if outcome.more { asked } else { asked + next.min(LOOK_AFTER) }
             }
-            // The lane of a sale that is being archived or defined right now.
-            Err(LaneError::Missing) => asked + LOOK_AFTER,
+            // The lane of a sale that is being archived or defined right now, or that waits for recovery:
+            // nothing of it is released before that.
+            Err(LaneError::Missing | LaneError::Frozen(_)) => asked + LOOK_AFTER,
             Err(error) => {
                 self.metrics.failures.inc();
                 tracing::warn!(%lane, %error, "a lane could not be swept");
@@ -172,6 +173,7 @@ impl Sweeper {
                     Err(LaneError::Missing) if state == State::Archived => {
                         gone.insert(lane);
                     }
+                    Err(LaneError::Frozen(_)) => {}
                     Err(error) => tracing::warn!(%lane, %error, "a lane could not be archived"),
                 }
             }

@@ -51,7 +51,7 @@ fn the_diagram_of_an_orders_life_shows_each_step_and_no_other() {
         ("confirmed", Step::Confirmed { released: Vec::new() }),
         ("cancelled", Step::Cancelled),
         ("expired", Step::Expired),
-        ("returned", Step::Returned { lines: Vec::new(), restock: true }),
+        ("returned", Step::Returned { lines: Vec::new(), restock: true, request: None }),
     ];
     let mut possible = BTreeSet::new();
     for from in [None].into_iter().chain(Status::ALL.map(Some)) {

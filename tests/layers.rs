@@ -15,7 +15,7 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("relay", &["bus", "config", "domain", "lanes", "ledger"]),
     ("writer", &["bus", "config", "domain", "ledger"]),
     ("sweeper", &["config", "domain", "lanes", "ledger"]),
-    ("reconciler", &["config", "domain", "lanes", "ledger"]),
+    ("reconciler", &["bus", "config", "domain", "lanes", "ledger"]),
     ("admission", &["config", "domain", "ledger"]),
     (
         "http",

@@ -16,10 +16,11 @@
 --                                        ids; reference, note: JSON without spaces
 -- ARGV  1 the caller's clock (ms); 2 most events that may wait in the outbox; 3 "1" where Redis is
 --       nearly full; 4 empty, or where the caller has a WAIT follow: the highest "epoch-seq" that it
---       knows every replica to have; 5 the number of commands; then the commands, each as its reader
---       below says.
+--       knows every replica to have; 5 the highest "epoch-seq" that the caller has seen of the lane, or
+--       empty; 6 the number of commands; then the commands, each as its reader below says.
 -- Reply { "now epoch seq logged recorded proven", replies }; epoch 0: no such lane. A reply a command
---       and line: an outcome's name, then what belongs to it, separated by spaces.
+--       and line: an outcome's name, then what belongs to it, separated by spaces. A lane that is not
+--       there says "missing", one that is frozen "frozen WHY" to each.
 --
 -- Atomic: Redis runs a script alone, and Lua has no roll-back, so nothing is written before every
 -- key that will be written has been read (a wrong type raises there), and the first write is the
@@ -227,8 +228,8 @@ local proves = ARGV[4] ~= ''
 
 local commands = {}
 do
-  local at = 6
-  for n = 1, tonumber(ARGV[5]) do
+  local at = 7
+  for n = 1, tonumber(ARGV[6]) do
     local kind = ARGV[at]
     local command, taken = readers[kind](at + 1)
     command.kind = kind
@@ -238,10 +239,12 @@ do
   assert(at == #ARGV + 1, 'the commands do not fill ARGV')
 end
 
--- The lane itself.
+-- The lane itself. run: the run_id of the server that it was opened on; frozen: why it must not be used
+-- (run, behind, rebuild, operator), or empty. For recovery there is since, too: the seq after which its
+-- present epoch began.
 local FIELDS = {
   'layout', 'epoch', 'seq', 'logged', 'recorded', 'trimmed', 'now', 'version', 'digest', 'opens',
-  'closes', 'hold', 'grace', 'longest', 'limit', 'paused', 'closed', 'archived', 'used', 'proven',
+  'closes', 'hold', 'grace', 'longest', 'limit', 'paused', 'closed', 'archived', 'used', 'proven', 'run', 'frozen',
 }
 local lane = {}
 do
@@ -276,6 +279,44 @@ local now
 do
   local time = redis.call('TIME')
   now = math.max(time[1] * 1000 + math.floor(time[2] / 1000), lane.now)
+end
+
+-- Where the lane stands, as every reply begins.
+local function stands()
+  return table.concat({
+    text(now), text(lane.epoch), text(lane.seq), text(lane.logged), text(lane.recorded), text(lane.proven),
+  }, ' ')
+end
+
+-- A lane on another run of a server than the one it was opened on, or below what its caller has seen of
+-- it, may have forgotten what it answered. It must not sell those units again: it is frozen, for all
+-- callers, until recovery has opened it. An older version made lanes without `run`: they get it with
+-- their next event.
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+assert(run, 'the server does not say which run it is')
+if lane.exists then
+  local why = lane.frozen
+  if not why or why == '' then
+    local epoch, seq = string.match(ARGV[5], '^(%d+)-(%d+)$')
+    epoch, seq = tonumber(epoch or '0'), tonumber(seq or '0')
+    if lane.run and lane.run ~= run then
+      why = 'run'
+    elseif epoch > lane.epoch or (epoch == lane.epoch and seq > lane.seq) then
+      why = 'behind'
+    else
+      why = nil
+    end
+    if why then
+      redis.call('HSET', KEYS[1], 'frozen', why)
+    end
+  end
+  if why then
+    local replies = {}
+    for n = 1, #commands do
+      replies[n] = 'frozen ' .. why
+    end
+    return { stands(), table.concat(replies, '\n') }
+  end
 end
 
 -- What is due, on both clocks: releasing a hold is the one irreversible use of time.

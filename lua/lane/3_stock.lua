@@ -194,7 +194,7 @@ function decide.define(command)
     end
     lane.exists = true
     lane.epoch = tonumber(command.epoch)
-    changed.lane.layout, changed.lane.epoch = '2', command.epoch
+    changed.lane.layout, changed.lane.epoch, changed.lane.since = '2', command.epoch, '0'
     changed.lane.logged, changed.lane.recorded, changed.lane.trimmed = '0', '0', '0'
   elseif lane.archived then
     return 'archived'

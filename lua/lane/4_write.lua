@@ -83,6 +83,9 @@ if event_words > 0 then
   redis.call('XADD', KEYS[6], text(lane.epoch) .. '-' .. text(lane.seq), 'at', text(now), unpack(events))
 
   changed.lane.seq, changed.lane.now = text(lane.seq), text(now)
+  if not lane.run then
+    changed.lane.run = run
+  end
   hset(KEYS[1], pairs_of(changed.lane, as_is))
   hset(KEYS[2], pairs_of(changed.stock, encode_counters))
   local removed = {}
@@ -103,9 +106,4 @@ if #due_members > 0 then
   redis.call('ZREM', KEYS[5], unpack(due_members))
 end
 
-return {
-  table.concat({
-    text(now), text(lane.epoch), text(lane.seq), text(lane.logged), text(lane.recorded), text(lane.proven),
-  }, ' '),
-  table.concat(replies, '\n'),
-}
+return { stands(), table.concat(replies, '\n') }

@@ -6,7 +6,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::event::{Body, Cause, Event, OrderStep, SaleStep, Step, StockSet};
+use crate::domain::event::{
+    Body, Cause, Event, OrderStep, RebuildToken, ReturnRequest, SaleStep, Seal, Step, StockSet,
+};
 use crate::domain::ids::{AdjustmentId, LANES_MAX, LaneId};
 use crate::domain::names::KeyName;
 use crate::domain::order::{Line, Order, RefundDue, Status};
@@ -31,6 +33,8 @@ pub mod header {
 }
 
 const SPECVERSION: &str = "1.0";
+/// The type of a [`Seal`]'s record.
+const SEALED: &str = "holdfast.lane.sealed";
 const CONTENT_TYPE: &str = "application/json";
 /// What the database's bigint can count.
 const SEQ_MAX: u64 = i64::MAX as u64;
@@ -42,6 +46,13 @@ pub struct Record {
     pub key: String,
     pub headers: Vec<(&'static str, String)>,
     pub payload: Vec<u8>,
+}
+
+/// What a record says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    Event(Box<Event>),
+    Seal(Seal),
 }
 
 /// Which event a record says it is.
@@ -76,6 +87,9 @@ struct OrderData {
     /// ... and whether it is on sale again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     restock: Option<bool>,
+    /// ... and what its replays must ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    request: Option<ReturnRequest>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     refund: Option<RefundDue>,
     changes: Vec<Change>,
@@ -107,6 +121,11 @@ struct ArchivedData {
     changes: Vec<Change>,
 }
 
+#[derive(Serialize, Deserialize)]
+struct SealedData {
+    token: RebuildToken,
+}
+
 /// Writes an event as a record.
 pub fn encode(event: &Event) -> Record {
     let Event { lane, epoch, seq, at, traceparent, body } = event;
@@ -134,6 +153,24 @@ pub fn encode(event: &Event) -> Record {
     Record { key: lane.to_string(), headers, payload: encode_body(body) }
 }
 
+/// Writes a seal as a record, of its lane's partition as all others.
+pub fn encode_seal(seal: &Seal) -> Record {
+    let Seal { lane, epoch, token, at } = seal;
+    let headers = vec![
+        (header::SPECVERSION, SPECVERSION.to_owned()),
+        (header::ID, format!("{lane}/{epoch}-sealed")),
+        (header::SOURCE, source(lane)),
+        (header::TYPE, SEALED.to_owned()),
+        (header::TIME, at.to_string()),
+        (header::SUBJECT, lane.sale.to_string()),
+        (header::CONTENT_TYPE, CONTENT_TYPE.to_owned()),
+        (header::SALEID, lane.sale.to_string()),
+        (header::LANE, lane.lane.to_string()),
+        (header::EPOCH, epoch.to_string()),
+    ];
+    Record { key: lane.to_string(), headers, payload: json(&SealedData { token: *token }) }
+}
+
 fn source(lane: &LaneId) -> String {
     format!("/holdfast/sales/{}/lanes/{}", lane.sale, lane.lane)
 }
@@ -144,10 +181,11 @@ fn encode_body(body: &Body) -> Vec<u8> {
         Body::Order(step) => {
             let OrderStep { order, step, from, cause, reason } = step.clone();
             let (mut released, mut lines, mut restock, mut refund) = Default::default();
+            let mut asked = None;
             match step {
                 Step::Confirmed { released: rest } => released = rest,
-                Step::Returned { lines: back, restock: again } => {
-                    (lines, restock) = (back, Some(again));
+                Step::Returned { lines: back, restock: again, request } => {
+                    (lines, restock, asked) = (back, Some(again), request);
                 }
                 Step::RefundDue(due) => refund = Some(due),
                 _ => {}
@@ -160,6 +198,7 @@ fn encode_body(body: &Body) -> Vec<u8> {
                 released,
                 lines,
                 restock,
+                request: asked,
                 refund,
                 changes,
             })
@@ -192,11 +231,26 @@ fn json(data: &impl Serialize) -> Vec<u8> {
 pub fn decode<'a>(
     headers: impl IntoIterator<Item = (&'a str, &'a [u8])>,
     payload: &[u8],
-) -> Result<Event, DecodeError> {
+) -> Result<Message, DecodeError> {
     let headers = Headers(headers.into_iter().collect());
-    let position = headers.position().map_err(|detail| DecodeError { detail, position: None })?;
-    decode_at(&headers, &position, payload)
-        .map_err(|detail| DecodeError { detail, position: Some(position) })
+    let unplaced = |detail| DecodeError { detail, position: None };
+    if headers.find(header::TYPE) == Ok(Some(SEALED)) {
+        return decode_seal(&headers, payload).map(Message::Seal).map_err(unplaced);
+    }
+    let position = headers.position().map_err(unplaced)?;
+    match decode_at(&headers, &position, payload) {
+        Ok(event) => Ok(Message::Event(Box::new(event))),
+        Err(detail) => Err(DecodeError { detail, position: Some(position) }),
+    }
+}
+
+fn decode_seal(headers: &Headers<'_>, payload: &[u8]) -> Result<Seal, String> {
+    let (lane, epoch, at) = (headers.lane()?, headers.parsed(header::EPOCH)?, headers.time()?);
+    if epoch == 0 {
+        return Err("epoch is out of range".to_owned());
+    }
+    let SealedData { token } = read(payload)?;
+    Ok(Seal { lane, epoch, token, at })
 }
 
 struct Headers<'a>(Vec<(&'a str, &'a [u8])>);
@@ -221,24 +275,33 @@ impl<'a> Headers<'a> {
         text.parse().map_err(|e: T::Err| format!("{name} {e}"))
     }
 
-    fn position(&self) -> Result<Position, String> {
+    fn lane(&self) -> Result<LaneId, String> {
         let lane = LaneId { sale: self.parsed(header::SALEID)?, lane: self.parsed(header::LANE)? };
+        if lane.lane < LANES_MAX { Ok(lane) } else { Err("lane is out of range".to_owned()) }
+    }
+
+    fn position(&self) -> Result<Position, String> {
+        let lane = self.lane()?;
         let (epoch, seq) = (self.parsed(header::EPOCH)?, self.parsed(header::SEQ)?);
-        if lane.lane >= LANES_MAX || epoch == 0 || seq == 0 || seq > SEQ_MAX {
-            return Err("lane, epoch or seq is out of range".to_owned());
+        if epoch == 0 || seq == 0 || seq > SEQ_MAX {
+            return Err("epoch or seq is out of range".to_owned());
         }
         Ok(Position { lane, epoch, seq })
+    }
+
+    /// When it happened, of a record of a version that is known.
+    fn time(&self) -> Result<Timestamp, String> {
+        let version = self.text(header::SPECVERSION)?;
+        if version != SPECVERSION {
+            return Err(format!("CloudEvents {version:?} is not {SPECVERSION}"));
+        }
+        let time = serde_json::Value::from(self.text(header::TIME)?);
+        serde_json::from_value(time).map_err(|e| format!("{} is {e}", header::TIME))
     }
 }
 
 fn decode_at(headers: &Headers<'_>, at: &Position, payload: &[u8]) -> Result<Event, String> {
-    let version = headers.text(header::SPECVERSION)?;
-    if version != SPECVERSION {
-        return Err(format!("CloudEvents {version:?} is not {SPECVERSION}"));
-    }
-    let time = serde_json::Value::from(headers.text(header::TIME)?);
-    let time: Timestamp =
-        serde_json::from_value(time).map_err(|e| format!("{} is {e}", header::TIME))?;
+    let time = headers.time()?;
     let kind = headers.text(header::TYPE)?;
     let (body, changes) = decode_body(kind, payload)?;
     check(&body, at)?;
@@ -295,6 +358,7 @@ fn decode_order(kind: &str, payload: &[u8]) -> Result<(Body, Vec<Change>), Strin
         "holdfast.order.returned" => Step::Returned {
             lines: data.lines,
             restock: data.restock.ok_or_else(missing("restock"))?,
+            request: data.request,
         },
         "holdfast.order.refund_due" => Step::RefundDue(data.refund.ok_or_else(missing("refund"))?),
         _ => return Err(unknown(kind)),
@@ -374,7 +438,7 @@ mod tests {
         record.headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect()
     }
 
-    fn read_back(record: &Record) -> Result<Event, DecodeError> {
+    fn read_back(record: &Record) -> Result<Message, DecodeError> {
         decode(headers_of(record), &record.payload)
     }
 
@@ -399,6 +463,8 @@ mod tests {
                     buyer_id: Some(buyer_id),
                     status: Status::Held,
                     returned: lines.iter().take(1).cloned().map(line).collect(),
+                    hold_seconds: confirmed_at.map(|_| 60),
+                    asked: lines.iter().skip(1).cloned().map(line).collect(),
                     lines: lines.into_iter().map(line).collect(),
                     payment_id: payment.map(|p| p.parse().unwrap()),
                     created_at,
@@ -436,7 +502,12 @@ mod tests {
             3 => Step::Confirmed { released: order.lines.clone() },
             4 => Step::Cancelled,
             5 => Step::Expired,
-            6 => Step::Returned { lines: order.lines.clone(), restock },
+            6 => Step::Returned {
+                lines: order.lines.clone(),
+                restock,
+                request: restock
+                    .then(|| ReturnRequest { key: order.id.key(), lines: order.lines.clone() }),
+            },
             _ => Step::RefundDue(RefundDue {
                 id: IdSecret::new(1, &[7; 32]).refund_id(&order.id, &payment_id),
                 payment_id,
@@ -516,7 +587,26 @@ mod tests {
     proptest! {
         #[test]
         fn an_event_reads_back_as_itself(event in event()) {
-            prop_assert_eq!(read_back(&encode(&event)), Ok(event));
+            prop_assert_eq!(read_back(&encode(&event)), Ok(Message::Event(Box::new(event))));
+        }
+
+        #[test]
+        fn a_seal_reads_back_as_itself_and_damaged_never_panics(
+            lane in 0..LANES_MAX, epoch in 1..=u32::MAX, token: u64, at in time(),
+            cut: prop::sample::Index, byte: u8, header in 0usize..10, value: Vec<u8>,
+        ) {
+            let lane = LaneId { sale: "s".parse().unwrap(), lane };
+            let seal = Seal { lane, epoch, token: RebuildToken::new(token), at };
+            let mut record = encode_seal(&seal);
+            prop_assert_eq!(read_back(&record), Ok(Message::Seal(seal)));
+            let mut headers = headers_of(&record);
+            headers[header].1 = &value;
+            let _ = decode(headers, &record.payload);
+            let position = cut.index(record.payload.len());
+            record.payload[position] = byte;
+            let _ = read_back(&record);
+            record.payload.truncate(position);
+            prop_assert!(read_back(&record).is_err());
         }
 
         #[test]
@@ -586,8 +676,8 @@ mod tests {
     #[test]
     fn an_event_that_this_version_does_not_know_is_named() {
         let mut record = paused();
-        record.headers[3].1 = "holdfast.lane.sealed".into();
-        assert!(read_back(&record).unwrap_err().detail.contains("holdfast.lane.sealed"));
+        record.headers[3].1 = "holdfast.lane.moved".into();
+        assert!(read_back(&record).unwrap_err().detail.contains("holdfast.lane.moved"));
     }
 
     #[test]
@@ -635,15 +725,17 @@ mod tests {
     fn the_documented_records_are_what_is_written() {
         let mut kinds = Vec::new();
         for (headers, body) in documented() {
-            let event = decode(headers.clone(), body).unwrap();
-            let record = encode(&event);
+            let (record, kind) = match decode(headers.clone(), body).unwrap() {
+                Message::Event(event) => (encode(&event), event.body.kind()),
+                Message::Seal(seal) => (encode_seal(&seal), SEALED),
+            };
             assert_eq!(headers_of(&record), headers);
             let json = |bytes| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
             assert_eq!(json(&record.payload), json(body));
-            kinds.push(event.body.kind());
+            kinds.push(kind);
         }
         kinds.sort_unstable();
         kinds.dedup();
-        assert_eq!(kinds.len(), 14, "each type is shown: {kinds:?}");
+        assert_eq!(kinds.len(), 15, "each type is shown: {kinds:?}");
     }
 }

@@ -120,6 +120,7 @@ pub struct Lanes {
     pub batch_lines_max: usize,
     pub queue_max: usize,
     pub outbox_events_max: u64,
+    pub told_max: usize,
     pub memory_share_max: f64,
 }
 
@@ -185,6 +186,11 @@ pub struct Reconciler {
     pub orders_max: usize,
     pub events_max: u64,
     pub kept_days: u32,
+    pub look_ms: u64,
+    pub recoveries_max: usize,
+    pub recovery_chunk: usize,
+    pub recovery_wait_ms: u64,
+    pub recovery_retry_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -274,6 +280,7 @@ impl Config {
         range("lanes.batch_lines_max", lanes.batch_lines_max, 64, 2_000)?;
         range("lanes.queue_max", lanes.queue_max, 1, 1_000_000)?;
         range("lanes.outbox_events_max", lanes.outbox_events_max, 1_000, 100_000_000)?;
+        range("lanes.told_max", lanes.told_max, 0, 10_000_000)?;
         range("lanes.memory_share_max", lanes.memory_share_max, 0.1, 1.0)?;
         range("kafka.partitions", self.kafka.partitions, 1, 1_000)?;
         range("kafka.replication", self.kafka.replication, 1, 10)?;
@@ -302,6 +309,11 @@ impl Config {
         range("reconciler.orders_max", reconciler.orders_max, 1_000, 100_000_000)?;
         range("reconciler.events_max", reconciler.events_max, 1_000, 10_000_000)?;
         range("reconciler.kept_days", reconciler.kept_days, 1, 3_650)?;
+        range("reconciler.look_ms", reconciler.look_ms, 10, 60_000)?;
+        range("reconciler.recoveries_max", reconciler.recoveries_max, 1, 64)?;
+        range("reconciler.recovery_chunk", reconciler.recovery_chunk, 10, 2_000)?;
+        range("reconciler.recovery_wait_ms", reconciler.recovery_wait_ms, 1_000, 86_400_000)?;
+        range("reconciler.recovery_retry_ms", reconciler.recovery_retry_ms, 100, 3_600_000)?;
         Ok(())
     }
 

@@ -1,10 +1,13 @@
 //! Events: what happened in a lane, one after the other. Redis writes them into the lane's
 //! outbox, Kafka carries them, the database records them; each is `epoch-seq` of its lane.
 
+use std::fmt;
+use std::num::ParseIntError;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::ids::LaneId;
+use super::ids::{EntityKey, LaneId};
 use super::names::{KeyName, Sku};
 use super::order::{Line, Order, RefundDue, Status};
 use super::sale::Definition;
@@ -61,9 +64,19 @@ pub enum Step {
     Returned {
         lines: Vec<Line>,
         restock: bool,
+        /// Earlier versions' events lack it.
+        request: Option<ReturnRequest>,
     },
     /// A payment must be given back; the order stays as it was.
     RefundDue(RefundDue),
+}
+
+/// What a return was asked for with: a replay must ask the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReturnRequest {
+    pub key: EntityKey,
+    /// Empty: all that was left.
+    pub lines: Vec<Line>,
 }
 
 /// Who made a step happen.
@@ -83,6 +96,59 @@ impl Cause {
             Cause::Webhook => "webhook",
             Cause::Sweeper => "sweeper",
         }
+    }
+}
+
+/// The end of a lane's older epochs: of what they say, nothing counts that comes after it. It is no
+/// event: it has no seq and changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seal {
+    pub lane: LaneId,
+    /// The epoch that begins.
+    pub epoch: u32,
+    /// What was given out with that epoch.
+    pub token: RebuildToken,
+    pub at: Timestamp,
+}
+
+/// What whoever took an epoch to open a lane anew must name at each step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RebuildToken(u64);
+
+impl RebuildToken {
+    /// From a random number, of which the sign is left out: the database has no unsigned ones.
+    pub const fn new(random: u64) -> Self {
+        Self(random >> 1)
+    }
+
+    /// As the database has it.
+    pub const fn number(self) -> i64 {
+        self.0 as i64
+    }
+
+    pub const fn from_number(number: i64) -> Self {
+        Self(number as u64)
+    }
+}
+
+impl fmt::Display for RebuildToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl From<RebuildToken> for String {
+    fn from(token: RebuildToken) -> Self {
+        token.to_string()
+    }
+}
+
+impl TryFrom<String> for RebuildToken {
+    type Error = ParseIntError;
+
+    fn try_from(text: String) -> Result<Self, ParseIntError> {
+        u64::from_str_radix(&text, 16).map(Self)
     }
 }
 
@@ -194,7 +260,7 @@ impl OrderStep {
         let (before, after) = (Self::place(self.from), Self::place(Some(self.order.status)));
         let between = (after.0 - before.0, after.1 - before.1, after.2 - before.2);
         match &self.step {
-            Step::Returned { lines, restock } => add(lines, (i64::from(*restock), 0, -1)),
+            Step::Returned { lines, restock, .. } => add(lines, (i64::from(*restock), 0, -1)),
             Step::Confirmed { released } => {
                 add(&self.order.lines, between);
                 add(released, (1, -1, 0));

@@ -44,7 +44,8 @@ const HEAD_BYTES: usize = 2 + TAG_BYTES;
 const HEAD_CHARS: usize = 16;
 
 /// The 128-bit keyed hash that names an order or an adjustment within its sale.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct EntityKey([u8; KEY_BYTES]);
 
 impl EntityKey {
@@ -58,6 +59,20 @@ impl EntityKey {
         let mut bytes = [0; KEY_BYTES];
         let length = URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()?;
         (length == KEY_BYTES && text.len() == KEY_CHARS).then_some(Self(bytes))
+    }
+}
+
+impl Serialize for EntityKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.encode())
+    }
+}
+
+impl TryFrom<String> for EntityKey {
+    type Error = IdError;
+
+    fn try_from(text: String) -> Result<Self, IdError> {
+        Self::decode(&text).ok_or(IdError)
     }
 }
 

@@ -71,7 +71,7 @@ mod tests {
             ("confirmed in part", Step::Confirmed { released: vec![line] }),
             ("cancelled", Step::Cancelled),
             ("expired", Step::Expired),
-            ("returned", Step::Returned { lines: vec![], restock: true }),
+            ("returned", Step::Returned { lines: vec![], restock: true, request: None }),
             ("too late", refund(RefundReason::PaymentTooLate)),
             ("refused", refund(RefundReason::OrderCancelled)),
             ("paid before", refund(RefundReason::AlreadyPaid)),

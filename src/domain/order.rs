@@ -106,6 +106,12 @@ pub struct Order {
     /// Confirmed after its deadline.
     #[serde(default)]
     pub reacquired: bool,
+    /// How long it was asked to be held, where the caller said so,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_seconds: Option<u32>,
+    /// ... and what was asked for, where that was more than `lines`: a replay must ask the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<Line>,
     /// The lane's sequence number of its last event.
     pub seq: u64,
 }

@@ -248,7 +248,7 @@ pub async fn undo(
             Undone::StockInUse { sku, counters } => Err(stock_in_use(&sku, counters)),
             Undone::OutOfRange { sku, counters } => Err(out_of_range("", &sku, counters)),
         },
-        Err(LaneError::Missing) if api.is_archived(&sale.id).await? => {
+        Err(LaneError::Missing | LaneError::Frozen(_)) if api.is_archived(&sale.id).await? => {
             api.undone_before_archive(&undo).await
         }
         Err(error) => Err(Problem::change(&error)),
@@ -383,7 +383,9 @@ impl Api {
                 Adjusted::KeyReused => Err(key_reused()),
                 Adjusted::Refused(refusal) => Err(refused(&adjust.sku, refusal)),
             },
-            Err(LaneError::Missing) if self.is_archived(&sale.id).await? => {
+            Err(LaneError::Missing | LaneError::Frozen(_))
+                if self.is_archived(&sale.id).await? =>
+            {
                 self.adjusted_before_archive(&adjust).await
             }
             Err(error) => Err(Problem::change(&error)),
@@ -401,7 +403,9 @@ impl Api {
                 Previewed::Possible { delta, before } => (now, delta, before),
                 Previewed::Refused(refusal) => return Err(refused(&sku, refusal)),
             },
-            Err(LaneError::Missing) if self.is_archived(&sale.id).await? => {
+            Err(LaneError::Missing | LaneError::Frozen(_))
+                if self.is_archived(&sale.id).await? =>
+            {
                 return Err(sale_archived());
             }
             Err(error) => return Err(Problem::read(&error)),

@@ -140,7 +140,9 @@ impl Api {
             let secret = self.secret(sale.secret_version).await?;
             let events_max = self.options.reconcile_events_max;
             match check(&self.lanes, &self.ledger, lane, &secret, events_max).await {
-                Err(CheckError::Lane(LaneError::Missing)) if self.is_archived(&sale.id).await? => {
+                Err(CheckError::Lane(LaneError::Missing | LaneError::Frozen(_)))
+                    if self.is_archived(&sale.id).await? =>
+                {
                     check_recorded(&self.ledger, lane).await
                 }
                 outcome => outcome,

@@ -199,6 +199,10 @@ impl Problem {
             LaneError::Missing => {
                 Self::new(Code::LaneFrozen, "the sale's lane is not in Redis; nothing was done")
             }
+            LaneError::Frozen(why) => Self::new(
+                Code::LaneFrozen,
+                format!("the sale's lane is frozen ({why}) until it is verified; nothing was done"),
+            ),
             LaneError::QueueFull => Self::overloaded(),
             LaneError::Unavailable(_) => Self::redis_away(),
             LaneError::Unknown(_) | LaneError::Protocol(_) => Self::outcome_unknown(),

@@ -362,9 +362,9 @@ impl Api {
     /// Why a change did not reach a lane.
     pub(super) async fn change_refused(&self, sale: &SaleId, error: LaneError) -> Problem {
         match error {
-            LaneError::Missing => match self.is_archived(sale).await {
+            LaneError::Missing | LaneError::Frozen(_) => match self.is_archived(sale).await {
                 Ok(true) => sale_archived(),
-                Ok(false) => Problem::change(&LaneError::Missing),
+                Ok(false) => Problem::change(&error),
                 Err(problem) => problem,
             },
             error => Problem::change(&error),

@@ -87,7 +87,7 @@ impl Api {
         let asked = sale.lanes.iter().map(async |one| self.lanes.stock(&lane(one.lane)).await);
         let live = match try_join_all(asked).await {
             Ok(lanes) => Live::sum(lanes),
-            Err(LaneError::Missing) if self.is_archived(id).await? => {
+            Err(LaneError::Missing | LaneError::Frozen(_)) if self.is_archived(id).await? => {
                 return self.recorded_levels(self.sale(id).await?).await;
             }
             Err(error) => return Err(Problem::read(&error)),

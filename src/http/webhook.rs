@@ -158,7 +158,11 @@ async fn failed(
             }
             Ok("failed")
         }
-        Err(LaneError::Missing) if api.is_archived(&id.lane().sale).await? => Ok("failed"),
+        Err(LaneError::Missing | LaneError::Frozen(_))
+            if api.is_archived(&id.lane().sale).await? =>
+        {
+            Ok("failed")
+        }
         Err(error) => Err(Problem::change(&error)),
     }
 }

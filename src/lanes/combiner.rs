@@ -20,18 +20,20 @@ use tokio::sync::{mpsc, oneshot};
 use super::command::Command;
 use super::keys::LaneKeys;
 use super::marks::Watch;
+use super::memory::Standing;
 use super::proof::Proof;
-use super::reply::{Marks, ReplyError, bad, fields};
+use super::reply::{Frozen, Marks, ReplyError, bad, fields};
 use super::{LaneError, Shared};
 use crate::domain::time::Timestamp;
 
 /// A lane's answer to one command, before its outcome is read.
-#[derive(Debug)]
 pub(super) struct RawReply {
     pub now: Timestamp,
     pub marks: Marks,
     /// Where it was asked for.
     pub proof: Option<Proof>,
+    /// Where what is told of it is kept.
+    pub watch: Arc<Watch>,
     pub text: String,
 }
 
@@ -130,7 +132,8 @@ impl Batch {
                 for (waiting, reply) in self.waiting.drain(..).zip(replies) {
                     answer(waiting, reply);
                 }
-                Some(marks)
+                // What a lane says that may have forgotten something proves nothing to anybody.
+                (watch.memory.standing() == Standing::Open).then_some(marks)
             }
             Err(error) => {
                 tracing::warn!(lane = keys.lane(), commands = sent, %error, "a lane's call failed");
@@ -170,6 +173,10 @@ async fn call(
             call.arg("");
         }
     }
+    match watch.memory.seen() {
+        Some((epoch, seq)) => call.arg(format!("{epoch}-{seq}")),
+        None => call.arg(""),
+    };
     call.arg(batch.len());
     for waiting in batch {
         waiting.command.encode(&mut call);
@@ -185,13 +192,35 @@ async fn call(
     let [stands, replies]: [String; 2] =
         FromRedisValue::from_redis_value(value).map_err(|e| LaneError::Protocol(e.to_string()))?;
     let (now, mut marks) = read_marks(&stands)?;
+    let standing = match frozen(&replies)? {
+        Some(why) => Standing::Frozen(why),
+        None if marks.epoch == 0 => Standing::Missing,
+        None => Standing::Open,
+    };
+    if watch.memory.see(marks, standing) {
+        let lane = keys.lane();
+        match standing {
+            Standing::Frozen(why) => tracing::error!(lane, %why, ?marks, "a lane is frozen"),
+            Standing::Missing => tracing::error!(lane, "a lane is gone from Redis"),
+            Standing::Open => tracing::info!(lane, ?marks, "a lane is open again"),
+        }
+    }
     if shared.replicas > 0 {
         marks = watch.with_proof(marks);
     }
     let proof = acknowledged.map(|acknowledged| Proof::of(acknowledged, marks, watch.clone()));
     let reply = |text: &str| match text {
         "missing" => Err(LaneError::Missing),
-        _ => Ok(RawReply { now, marks, proof: proof.clone(), text: text.to_owned() }),
+        text => match frozen(text)? {
+            Some(why) => Err(LaneError::Frozen(why)),
+            None => Ok(RawReply {
+                now,
+                marks,
+                proof: proof.clone(),
+                watch: watch.clone(),
+                text: text.to_owned(),
+            }),
+        },
     };
     let replies: Vec<_> = replies.split('\n').map(reply).collect();
     if replies.len() != batch.len() {
@@ -199,6 +228,12 @@ async fn call(
         return Err(LaneError::Protocol(what.to_owned()));
     }
     Ok((marks, replies))
+}
+
+/// Reads `frozen WHY`, which is said to every command of a call; any other outcome is `None`.
+fn frozen(reply: &str) -> Result<Option<Frozen>, ReplyError> {
+    let why = reply.strip_prefix("frozen ");
+    why.map(|why| why.split('\n').next().unwrap_or(why).parse()).transpose()
 }
 
 /// Reads `now epoch seq logged recorded proven`.

@@ -195,7 +195,7 @@ pub(super) fn cause(cause: Cause) -> &'static str {
     }
 }
 
-fn optional<T: ToString>(value: Option<T>) -> String {
+pub(super) fn optional<T: ToString>(value: Option<T>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()
 }
 
@@ -312,7 +312,7 @@ impl Command {
 }
 
 /// A text as JSON without spaces, since these part a record's fields; or nothing.
-fn word(text: Option<&String>) -> String {
+pub(super) fn word(text: Option<&String>) -> String {
     text.map(|text| json(text).replace(' ', "\\u0020")).unwrap_or_default()
 }
 

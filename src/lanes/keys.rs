@@ -36,6 +36,14 @@ impl LaneKeys {
         &self.0[3]
     }
 
+    pub fn deadlines(&self) -> &str {
+        &self.0[4]
+    }
+
+    pub fn adjustments(&self) -> &str {
+        &self.0[6]
+    }
+
     pub fn outbox(&self) -> &str {
         &self.0[5]
     }

@@ -3,7 +3,7 @@
 
 use redis::FromRedisValue;
 
-use super::reply::{self, ReplyError, bad};
+use super::reply::{self, Frozen, ReplyError, bad};
 use super::{LaneError, LaneKeys, Lanes};
 use crate::domain::ids::{EntityKey, IdSecret, LaneId};
 use crate::domain::names::{BuyerId, Sku};
@@ -42,9 +42,59 @@ pub type OrderEntry = Result<(EntityKey, Order), Unreadable>;
 /// A buyer, and the units that count against the limits.
 pub type BuyerEntry = Result<(BuyerId, Vec<(Sku, i64)>), Unreadable>;
 
+/// What a lane says of itself, for recovery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneState {
+    pub epoch: u32,
+    /// The seq after which its epoch began.
+    pub since: u64,
+    pub seq: u64,
+    pub logged: u64,
+    pub recorded: u64,
+    /// Up to where its outbox is gone.
+    pub trimmed: u64,
+    /// The run of the server that it was opened on; `None` where an older version made it.
+    pub run: Option<String>,
+    pub frozen: Option<Frozen>,
+}
+
 type Reply = (String, String, String, String, Vec<(String, String)>);
 
 impl Lanes {
+    /// A lane's state, frozen or not; `None` where Redis has no such lane. It is asked as any caller
+    /// asks it first, so one that must be frozen is.
+    pub async fn state(&self, lane: &LaneId) -> Result<Option<LaneState>, LaneError> {
+        match self.marks(lane).await {
+            Ok(_) | Err(LaneError::Frozen(_)) => {}
+            Err(LaneError::Missing) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let fields = ["epoch", "since", "seq", "logged", "recorded", "trimmed", "run", "frozen"];
+        let mut read = redis::cmd("HMGET");
+        read.arg(LaneKeys::new(lane).lane()).arg(&fields);
+        let value = self.shared.connections.call(&read).await?;
+        let values: [Option<String>; 8] = FromRedisValue::from_redis_value(value)
+            .map_err(|e| LaneError::Protocol(e.to_string()))?;
+        let [Some(epoch), since, seq, logged, recorded, trimmed, run, frozen] = values else {
+            return Ok(None);
+        };
+        let number = |text: Option<String>| {
+            let text = text.unwrap_or_else(|| "0".to_owned());
+            text.parse::<u64>().map_err(|_| bad(&text))
+        };
+        let frozen = frozen.filter(|why| !why.is_empty());
+        Ok(Some(LaneState {
+            epoch: epoch.parse().map_err(|_| bad(&epoch))?,
+            since: number(since)?,
+            seq: number(seq)?,
+            logged: number(logged)?,
+            recorded: number(recorded)?,
+            trimmed: number(trimmed)?,
+            run,
+            frozen: frozen.map(|why| why.parse()).transpose()?,
+        }))
+    }
+
     /// Where each SKU's units are.
     pub async fn counters(&self, lane: &LaneId) -> Result<Shown<Vec<(Sku, Counters)>>, LaneError> {
         let keys = LaneKeys::new(lane);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::Lanes;
+use super::memory::Memory;
 use super::reply::Marks;
 use crate::domain::durability::Durability;
 use crate::domain::ids::LaneId;
@@ -17,13 +18,14 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// The same while it does not answer.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
-/// What those hear who wait for one lane.
+/// What those hear who wait for one lane, and what is remembered of it.
 pub(super) struct Watch {
     marks: watch::Sender<Marks>,
     /// Somebody looks at the lane now and then.
     is_looked_at: AtomicBool,
     /// The highest epoch and seq that this process has seen every replica to have.
     proven: Mutex<(u32, u64)>,
+    pub memory: Memory,
 }
 
 impl Watch {
@@ -32,6 +34,7 @@ impl Watch {
             marks: watch::Sender::new(Marks::default()),
             is_looked_at: AtomicBool::new(false),
             proven: Mutex::default(),
+            memory: Memory::default(),
         }
     }
 

@@ -11,6 +11,10 @@ pub struct Metrics {
     pub queue_full: Counter,
     pub queued_too_long: Counter,
     pub lanes: Gauge,
+    pub frozen: Gauge,
+    pub missing: Gauge,
+    pub told: Gauge,
+    pub told_unlisted: Counter,
     pub memory_used_bytes: Gauge,
     pub memory_max_bytes: Gauge,
     pub nearly_full: Gauge,
@@ -25,6 +29,10 @@ impl Metrics {
             queue_full: Counter::default(),
             queued_too_long: Counter::default(),
             lanes: Gauge::default(),
+            frozen: Gauge::default(),
+            missing: Gauge::default(),
+            told: Gauge::default(),
+            told_unlisted: Counter::default(),
             memory_used_bytes: Gauge::default(),
             memory_max_bytes: Gauge::default(),
             nearly_full: Gauge::default(),
@@ -49,6 +57,26 @@ impl Metrics {
             m.queue_full.clone(),
         );
         registry.register("active", "Lanes that this process has a queue for", m.lanes.clone());
+        registry.register(
+            "frozen",
+            "Lanes that told this process last that they are frozen",
+            m.frozen.clone(),
+        );
+        registry.register(
+            "missing",
+            "Lanes that this process has talked to and that are gone from Redis",
+            m.missing.clone(),
+        );
+        registry.register(
+            "told",
+            "Orders that this process has told of and that Kafka may not have; at most lanes.told_max a lane",
+            m.told.clone(),
+        );
+        registry.register(
+            "told_unlisted",
+            "Orders told of beyond lanes.told_max: were they lost, they could not be named",
+            m.told_unlisted.clone(),
+        );
         registry.register(
             "redis_memory_used_bytes",
             "Redis used_memory",

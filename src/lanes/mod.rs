@@ -11,9 +11,11 @@ mod connection;
 mod keys;
 pub mod look;
 mod marks;
+pub mod memory;
 mod metrics;
 pub mod outbox;
 mod proof;
+pub mod recovery;
 pub mod reply;
 mod scripts;
 
@@ -38,11 +40,12 @@ use self::connection::Connections;
 pub use self::connection::{BLOCK_MAX, CallError};
 pub use self::keys::LaneKeys;
 use self::marks::Watch;
+use self::memory::Standing;
 use self::metrics::Metrics;
 pub use self::proof::Proof;
 use self::reply::{
-    Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, Previewed,
-    ReplyError, Reserved, Returned, Stamped, Stock, Undone,
+    Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Frozen, Marks, Phased,
+    Previewed, Promises, ReplyError, Reserved, Returned, Stamped, Stock, Undone,
 };
 use self::scripts::Scripts;
 use crate::config::{self, millis};
@@ -55,6 +58,9 @@ pub enum LaneError {
     /// Redis has no such lane although its sale is defined: it must not be sold from. Nothing done.
     #[error("the lane is not in Redis")]
     Missing,
+    /// The lane may have forgotten what it answered, and waits for recovery. Nothing was done.
+    #[error("the lane is frozen: {0}")]
+    Frozen(Frozen),
     /// Too many commands wait for this lane. Nothing was done.
     #[error("too many commands wait for this lane")]
     QueueFull,
@@ -92,7 +98,7 @@ pub enum Advance {
     /// Another relay has it.
     LeasedElsewhere,
     /// Kafka or the database has events of the lane that it no longer has: Redis has lost what it
-    /// had answered. Nothing was done.
+    /// had answered, and is frozen now.
     Behind { marks: Marks },
     /// The lane has this other epoch.
     Epoch { epoch: u32 },
@@ -215,43 +221,43 @@ impl Lanes {
         let asked = command.clone();
         let raw = self.submit(asked.id.lane(), Command::Reserve(command)).await?;
         let now = raw.now;
-        read(raw, |text| reply::reserved(asked, now, text))
+        self.promise(raw, |text| reply::reserved(asked, now, text))
     }
 
     pub async fn confirm(&self, command: Confirm) -> Result<Stamped<Confirmed>, LaneError> {
         let id = command.id.clone();
         let raw = self.submit(id.lane(), Command::Confirm(command)).await?;
-        read(raw, |text| reply::confirmed(id, text))
+        self.promise(raw, |text| reply::confirmed(id, text))
     }
 
     pub async fn begin_payment(&self, command: BeginPayment) -> Result<Stamped<Begun>, LaneError> {
         let id = command.id.clone();
         let raw = self.submit(id.lane(), Command::BeginPayment(command)).await?;
-        read(raw, |text| reply::begun(id, text))
+        self.promise(raw, |text| reply::begun(id, text))
     }
 
     pub async fn fail_payment(&self, command: FailPayment) -> Result<Stamped<Failed>, LaneError> {
         let id = command.id.clone();
         let raw = self.submit(id.lane(), Command::FailPayment(command)).await?;
-        read(raw, |text| reply::failed(id, text))
+        self.promise(raw, |text| reply::failed(id, text))
     }
 
     pub async fn take_back(&self, command: Return) -> Result<Stamped<Returned>, LaneError> {
         let id = command.id.clone();
         let raw = self.submit(id.lane(), Command::Return(command)).await?;
-        read(raw, |text| reply::returned(id, text))
+        self.promise(raw, |text| reply::returned(id, text))
     }
 
     pub async fn cancel(&self, command: Cancel) -> Result<Stamped<Cancelled>, LaneError> {
         let id = command.id.clone();
         let raw = self.submit(id.lane(), Command::Cancel(command)).await?;
-        read(raw, |text| reply::cancelled(id, text))
+        self.promise(raw, |text| reply::cancelled(id, text))
     }
 
     /// The order as it stands, or `None` where the lane has none of this id.
     pub async fn get(&self, id: OrderId) -> Result<Stamped<Option<Order>>, LaneError> {
         let raw = self.submit(id.lane(), Command::Get { id: id.clone() }).await?;
-        read(raw, |text| reply::got(id, text))
+        self.promise(raw, |text| reply::got(id, text))
     }
 
     pub async fn adjust(&self, command: Adjust) -> Result<Stamped<Adjusted>, LaneError> {
@@ -316,6 +322,23 @@ impl Lanes {
         Ok(read(self.submit(lane, Command::Marks).await?, reply::marks)?.marks)
     }
 
+    /// Reads an outcome, and remembers the order that it tells of until Kafka has it.
+    fn promise<T: Promises>(
+        &self,
+        raw: RawReply,
+        parse: impl FnOnce(&str) -> Result<T, ReplyError>,
+    ) -> Result<Stamped<T>, LaneError> {
+        let watch = raw.watch.clone();
+        let stamped = read(raw, parse)?;
+        if let Some(order) = stamped.outcome.order() {
+            let (epoch, orders_max) = (stamped.marks.epoch, self.shared.options.told_max);
+            if !watch.memory.told(epoch, order.seq, order.id.key(), orders_max) {
+                self.shared.metrics.told_unlisted.inc();
+            }
+        }
+        Ok(stamped)
+    }
+
     /// Puts a command into its lane's queue and waits for the answer.
     async fn submit(&self, lane: &LaneId, command: Command) -> Result<RawReply, LaneError> {
         let (answer, answered) = oneshot::channel();
@@ -376,11 +399,20 @@ impl Lanes {
         queue
     }
 
-    /// Forgets lanes that nobody has talked to for a minute; their combiners end.
+    /// Forgets lanes that nobody has talked to for a minute, unless they showed what Kafka may not
+    /// have; their combiners end. Counts those that remain.
     pub fn prune(&self) {
         let mut lanes = self.lanes.lock().expect("no panic while the lanes are locked");
-        lanes.retain(|_, lane| lane.used.elapsed() < IDLE_AFTER);
-        self.shared.metrics.lanes.set(lanes.len() as i64);
+        lanes.retain(|_, lane| lane.used.elapsed() < IDLE_AFTER || !lane.watch.memory.is_settled());
+        let metrics = &self.shared.metrics;
+        metrics.lanes.set(lanes.len() as i64);
+        let count = |is: fn(Standing) -> bool| {
+            lanes.values().filter(|lane| is(lane.watch.memory.standing())).count() as i64
+        };
+        metrics.frozen.set(count(|standing| matches!(standing, Standing::Frozen(_))));
+        metrics.missing.set(count(|standing| standing == Standing::Missing));
+        let told: usize = lanes.values().map(|lane| lane.watch.memory.orders()).sum();
+        metrics.told.set(told as i64);
     }
 
     /// Sends what is queued and ends the combiners. Commands that come later start them anew.
@@ -455,6 +487,9 @@ impl Lanes {
             logged: number(&logged)?,
             recorded: number(&recorded)?,
         };
+        if marks.epoch > 0 {
+            self.watch(lane).memory.learn(marks);
+        }
         Ok(match outcome.as_str() {
             "missing" => Advance::Missing,
             "epoch" => Advance::Epoch { epoch: marks.epoch },
@@ -472,7 +507,11 @@ impl Lanes {
         let value = self.shared.connections.call_script(script, &call).await?;
         let outcome: String = FromRedisValue::from_redis_value(value)
             .map_err(|e| LaneError::Protocol(e.to_string()))?;
-        Ok(outcome != "not-yet")
+        let is_gone = outcome != "not-yet";
+        if is_gone {
+            self.lanes.lock().expect("no panic while the lanes are locked").remove(lane);
+        }
+        Ok(is_gone)
     }
 
     /// Reads the outboxes of some lanes, each from behind the given `epoch-seq`; waits up to `block`

@@ -1,7 +1,9 @@
 //! A lane's outbox: its entries as events, read by the relay.
 
 use super::reply::{self, ReplyError, bad, fields};
-use crate::domain::event::{Body, Cause, Event, OrderStep, SaleStep, Step, StockSet};
+use crate::domain::event::{
+    Body, Cause, Event, OrderStep, ReturnRequest, SaleStep, Step, StockSet,
+};
 use crate::domain::ids::{EntityKey, IdSecret, LaneId, OrderId};
 use crate::domain::names::PaymentId;
 use crate::domain::order::RefundDue;
@@ -70,7 +72,7 @@ fn order_step<'a>(
     let key = EntityKey::decode(key).ok_or_else(|| bad(key))?;
     let id = secret.order_id(lane, key);
     let step = OrderStep {
-        step: step(secret, &id, kind, moved, about)?,
+        step: step(secret, &id, kind, [moved, about, record])?,
         order: reply::order(id, record)?,
         from: if from == "-" { None } else { Some(reply::status(from)?) },
         cause: match cause {
@@ -91,8 +93,7 @@ fn step(
     secret: &IdSecret,
     id: &OrderId,
     kind: &str,
-    moved: &str,
-    about: &str,
+    [moved, about, record]: [&str; 3],
 ) -> Result<Step, ReplyError> {
     let two = || about.split_once(':').ok_or_else(|| bad(about));
     Ok(match kind {
@@ -102,7 +103,13 @@ fn step(
         "confirmed" => Step::Confirmed { released: reply::lines(moved)? },
         "cancelled" => Step::Cancelled,
         "expired" => Step::Expired,
-        "returned" => Step::Returned { lines: reply::lines(moved)?, restock: two()?.0 == "1" },
+        "returned" => {
+            let (restock, key) = two()?;
+            let asked = reply::asked_of_return(record, key)?;
+            let key = EntityKey::decode(key).ok_or_else(|| bad(about))?;
+            let request = Some(ReturnRequest { key, lines: reply::lines(asked)? });
+            Step::Returned { lines: reply::lines(moved)?, restock: restock == "1", request }
+        }
         "refund_due" => {
             let (why, payment) = two()?;
             let payment_id: PaymentId = payment.parse().map_err(|_| bad(about))?;

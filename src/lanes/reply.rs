@@ -1,6 +1,7 @@
 //! What a lane answers, read from the script's replies. An outcome that the caller must handle is
 //! an enum; a reply that does not fit the protocol is [`ReplyError`], never a panic.
 
+use std::fmt;
 use std::str::FromStr;
 
 use super::command::Reserve;
@@ -35,6 +36,46 @@ impl Marks {
         } else {
             Durability::Memory
         }
+    }
+}
+
+/// Why nobody may use a lane until recovery has opened it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frozen {
+    /// Its server is another run than the one it was opened on: it may have forgotten what it answered.
+    Run,
+    /// A caller, Kafka or the database has seen more of it than it has.
+    Behind,
+    /// It is being rebuilt.
+    Rebuild,
+    /// An operator wants it so.
+    Operator,
+}
+
+impl Frozen {
+    /// The word that the lane keeps.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Behind => "behind",
+            Self::Rebuild => "rebuild",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+impl fmt::Display for Frozen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Frozen {
+    type Err = ReplyError;
+
+    fn from_str(word: &str) -> Result<Self, ReplyError> {
+        let all = [Self::Run, Self::Behind, Self::Rebuild, Self::Operator];
+        all.into_iter().find(|why| why.as_str() == word).ok_or_else(|| bad(word))
     }
 }
 
@@ -240,6 +281,76 @@ pub enum Phased {
     Archived,
 }
 
+/// An outcome that may tell its caller of an order that it has, or of a refund that is due to it.
+pub(super) trait Promises {
+    fn order(&self) -> Option<&Order>;
+}
+
+impl Promises for Reserved {
+    fn order(&self) -> Option<&Order> {
+        match self {
+            Self::Held(order) | Self::Replayed(order) => Some(order),
+            Self::KeyReused | Self::Refused(_) => None,
+        }
+    }
+}
+
+impl Promises for Begun {
+    fn order(&self) -> Option<&Order> {
+        match self {
+            Self::Begun(order) | Self::Same(order) | Self::Refund(_, order) => Some(order),
+            Self::Over(_) | Self::Unknown => None,
+        }
+    }
+}
+
+impl Promises for Failed {
+    fn order(&self) -> Option<&Order> {
+        match self {
+            Self::Failed(order) => Some(order),
+            Self::Ignored(_) | Self::Unknown => None,
+        }
+    }
+}
+
+impl Promises for Confirmed {
+    fn order(&self) -> Option<&Order> {
+        match self {
+            Self::Confirmed(order) | Self::Same(order) | Self::Refund(_, order) => Some(order),
+            Self::NotPart | Self::Archived | Self::Overloaded => None,
+        }
+    }
+}
+
+impl Promises for Returned {
+    fn order(&self) -> Option<&Order> {
+        match self {
+            Self::Returned(order) | Self::Replayed(order) => Some(order),
+            Self::KeyReused
+            | Self::Exceeds(_)
+            | Self::Over(_)
+            | Self::Unknown
+            | Self::Archived
+            | Self::Overloaded => None,
+        }
+    }
+}
+
+impl Promises for Cancelled {
+    fn order(&self) -> Option<&Order> {
+        match self {
+            Self::Cancelled(order) | Self::Same(order) => Some(order),
+            Self::Sold(_) | Self::Unknown | Self::Archived | Self::Overloaded => None,
+        }
+    }
+}
+
+impl Promises for Option<Order> {
+    fn order(&self) -> Option<&Order> {
+        self.as_ref()
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expired {
     pub count: u64,
@@ -332,12 +443,12 @@ pub(super) fn order(id: OrderId, record: &str) -> Result<Order, ReplyError> {
         created,
         lasts,
         confirmed,
-        _hold,
+        hold,
         payment,
         reacquired,
         buyer,
         bought,
-        _asked,
+        asked,
         returned,
         _notes,
     ] = fields::<13>(record)?;
@@ -354,8 +465,21 @@ pub(super) fn order(id: OrderId, record: &str) -> Result<Order, ReplyError> {
         created_at,
         expires_at: Timestamp::from_millis(expires),
         confirmed_at: optional_time(confirmed)?,
+        hold_seconds: optional(hold)?,
+        asked: lines(asked)?,
         seq: number(seq)?,
     })
+}
+
+/// The lines that a return was asked for with, from the notes of its order's record.
+pub(super) fn asked_of_return<'a>(record: &'a str, key: &str) -> Result<&'a str, ReplyError> {
+    let [.., notes] = fields::<13>(record)?;
+    let asked = notes.split(' ').find_map(|note| {
+        let (known, rest) = note.strip_prefix("r:")?.split_once(':')?;
+        let (_restock, lines) = rest.split_once(':')?;
+        (known == key).then_some(lines)
+    });
+    asked.ok_or_else(|| bad(notes))
 }
 
 fn counters(texts: [&str; 4]) -> Result<Counters, ReplyError> {
@@ -437,6 +561,8 @@ pub fn reserved(command: Reserve, now: Timestamp, reply: &str) -> Result<Reserve
                 created_at: now,
                 expires_at: time(expires)?,
                 confirmed_at: None,
+                hold_seconds: command.hold_seconds,
+                asked: Vec::new(),
                 seq: number(seq)?,
             }));
         }

@@ -35,6 +35,8 @@ pub struct Scripts {
     pub forget: Script,
     /// Shows a page of a lane's hash.
     pub look: Script,
+    /// Opens a frozen lane anew.
+    pub recover: Script,
 }
 
 impl Scripts {
@@ -49,6 +51,7 @@ impl Scripts {
             advance: Script::new(include_str!("../../lua/advance.lua")),
             forget: Script::new(include_str!("../../lua/forget.lua")),
             look: Script::new(include_str!("../../lua/look.lua")),
+            recover: Script::new(include_str!("../../lua/recover.lua")),
         }
     }
 }

@@ -16,23 +16,23 @@ pub struct AdjustmentCursor {
     pub id: AdjustmentId,
 }
 
-struct AdjustmentRow {
-    id: String,
-    sku: String,
-    delta: i64,
-    set_total: Option<i64>,
-    before_available: i64,
-    before_held: i64,
-    before_sold: i64,
-    before_version: i64,
-    reason: String,
-    reference: Option<String>,
-    note: Option<String>,
-    actor: String,
-    created_at: DateTime<Utc>,
-    seq: i64,
-    undoes: Option<String>,
-    undone_by: Option<String>,
+pub(super) struct AdjustmentRow {
+    pub id: String,
+    pub sku: String,
+    pub delta: i64,
+    pub set_total: Option<i64>,
+    pub before_available: i64,
+    pub before_held: i64,
+    pub before_sold: i64,
+    pub before_version: i64,
+    pub reason: String,
+    pub reference: Option<String>,
+    pub note: Option<String>,
+    pub actor: String,
+    pub created_at: DateTime<Utc>,
+    pub seq: i64,
+    pub undoes: Option<String>,
+    pub undone_by: Option<String>,
 }
 
 impl TryFrom<AdjustmentRow> for Adjustment {

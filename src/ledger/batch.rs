@@ -5,21 +5,22 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
+use sqlx::types::Json;
 
 use super::dead_letters::{DeadLetter, Deed, bury, close_retried};
 use super::lanes::columns;
-use super::parked::{Parked, ParkedKey, park, unpark};
+use super::parked::{Parked, ParkedKey, bury_parked, park, unpark};
 use super::refunds::insert_refund;
 use super::row::{bigint, datetime};
 use super::sales::set_definition;
 use super::{Ledger, LedgerError};
-use crate::domain::event::{Body, Event, SaleStep, Step};
+use crate::domain::event::{Body, Event, OrderStep, SaleStep, Step};
 use crate::domain::ids::LaneId;
 use crate::domain::names::Sku;
 use crate::domain::order::Order;
 use crate::domain::stock::{Adjustment, Change};
 
-/// How a batch moves one lane's mark. It does so only from `expected` and under `epoch`: this is
+/// How a batch moves one lane's mark. It does so only from `expected` and while `epoch` is open: this is
 /// what keeps two writers, or one that was taken for dead, from applying anything twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneMove {
@@ -28,6 +29,8 @@ pub struct LaneMove {
     pub expected: u64,
     /// The same as `expected` for a lane of which the batch only parks.
     pub recorded: u64,
+    /// The epoch that begins here; what is parked of older ones becomes dead letters.
+    pub seal: Option<u32>,
 }
 
 /// What one transaction writes.
@@ -124,6 +127,7 @@ async fn write(connection: &mut PgConnection, batch: &Batch) -> Result<Applied, 
         rows += append_ledger(connection, &batch.events).await?;
         rows += insert_adjustments(connection, &batch.events).await?;
         rows += insert_refunds(connection, &batch.events).await?;
+        rows += insert_returns(connection, &batch.events).await?;
         add_to_counters(connection, &batch.events).await?;
         record_sale_steps(connection, &batch.events).await?;
     }
@@ -131,7 +135,12 @@ async fn write(connection: &mut PgConnection, batch: &Batch) -> Result<Applied, 
     if !batch.unpark.is_empty() {
         unpark(connection, &batch.unpark).await?;
     }
-    let dead = bury(connection, &batch.dead).await?;
+    let mut dead = bury(connection, &batch.dead).await?;
+    for moved in &batch.moves {
+        if let Some(epoch) = moved.seal {
+            dead += bury_parked(connection, &moved.lane, epoch).await?;
+        }
+    }
     // Asked under the marks' locks, by a statement of its own: another writer may have parked
     // since the marks were read.
     let ready = has_ready(connection, &batch.moves).await?;
@@ -146,23 +155,29 @@ async fn move_marks(connection: &mut PgConnection, moves: &[LaneMove]) -> Result
     let epochs: Vec<i64> = moves.iter().map(|m| m.epoch.into()).collect();
     let expected: Vec<i64> = moves.iter().map(|m| bigint(m.expected)).collect();
     let recorded: Vec<i64> = moves.iter().map(|m| bigint(m.recorded)).collect();
+    let seals: Vec<Option<i64>> = moves.iter().map(|m| m.seal.map(i64::from)).collect();
     let done = sqlx::query!(
         "WITH asked AS (
-           SELECT * FROM UNNEST($1::text[], $2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[])
-             AS asked (sale_id, lane, epoch, expected, recorded)
+           SELECT * FROM UNNEST($1::text[], $2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[],
+             $6::bigint[]) AS asked (sale_id, lane, epoch, expected, recorded, seal)
          ), locked AS (
-           SELECT l.sale_id, l.lane, asked.recorded
+           SELECT l.sale_id, l.lane, asked.recorded, asked.seal
            FROM lanes l JOIN asked ON l.sale_id = asked.sale_id AND l.lane = asked.lane
-           WHERE l.recorded = asked.expected AND l.epoch = asked.epoch
+           WHERE l.recorded = asked.expected AND l.sealed_epoch = asked.epoch
+             AND l.epoch = coalesce(asked.seal, l.epoch)
            ORDER BY l.sale_id, l.lane FOR NO KEY UPDATE OF l
          )
-         UPDATE lanes SET recorded = locked.recorded FROM locked
+         UPDATE lanes SET recorded = locked.recorded,
+           sealed_epoch = coalesce(locked.seal, sealed_epoch),
+           sealed_seq = CASE WHEN locked.seal IS NULL THEN sealed_seq ELSE locked.recorded END
+         FROM locked
          WHERE lanes.sale_id = locked.sale_id AND lanes.lane = locked.lane",
         &sales as _,
         &lanes,
         &epochs,
         &expected,
-        &recorded
+        &recorded,
+        &seals as _
     )
     .execute(connection)
     .await?;
@@ -196,20 +211,24 @@ async fn upsert_orders(connection: &mut PgConnection, events: &[Event]) -> Resul
     let seqs: Vec<i64> = orders.iter().map(|o| bigint(o.seq)).collect();
     let returned: Vec<String> = orders.iter().map(|o| json(&o.returned)).collect();
     let reacquired: Vec<bool> = orders.iter().map(|o| o.reacquired).collect();
+    let holds: Vec<Option<i32>> = orders.iter().map(|o| o.hold_seconds.map(seconds)).collect();
+    let asked: Vec<String> = orders.iter().map(|o| json(&o.asked)).collect();
     let done = sqlx::query!(
         "INSERT INTO orders (id, sale_id, lane, buyer_id, status, lines, payment_id,
-           created_at, expires_at, confirmed_at, seq, returned, reacquired)
+           created_at, expires_at, confirmed_at, seq, returned, reacquired, hold_seconds, asked)
          SELECT id, sale_id, lane, buyer_id, status, lines::jsonb, payment_id,
-           created_at, expires_at, confirmed_at, seq, returned::jsonb, reacquired
+           created_at, expires_at, confirmed_at, seq, returned::jsonb, reacquired, hold_seconds,
+           asked::jsonb
          FROM UNNEST($1::text[], $2::text[], $3::smallint[], $4::text[], $5::text[], $6::text[],
            $7::text[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::bigint[],
-           $12::text[], $13::boolean[])
+           $12::text[], $13::boolean[], $14::integer[], $15::text[])
            AS seen (id, sale_id, lane, buyer_id, status, lines, payment_id,
-             created_at, expires_at, confirmed_at, seq, returned, reacquired)
+             created_at, expires_at, confirmed_at, seq, returned, reacquired, hold_seconds, asked)
          ON CONFLICT (id) DO UPDATE SET status = excluded.status, lines = excluded.lines,
            payment_id = excluded.payment_id, expires_at = excluded.expires_at,
            confirmed_at = excluded.confirmed_at, seq = excluded.seq,
-           returned = excluded.returned, reacquired = excluded.reacquired
+           returned = excluded.returned, reacquired = excluded.reacquired,
+           hold_seconds = excluded.hold_seconds, asked = excluded.asked
          WHERE orders.seq < excluded.seq",
         &ids,
         &sales as _,
@@ -223,11 +242,19 @@ async fn upsert_orders(connection: &mut PgConnection, events: &[Event]) -> Resul
         &confirmed as _,
         &seqs,
         &returned,
-        &reacquired
+        &reacquired,
+        &holds as _,
+        &asked
     )
     .execute(connection)
     .await?;
     Ok(done.rows_affected())
+}
+
+/// A definition's holds are far below what the database's integer can count; an event's is whatever
+/// it says.
+fn seconds(hold: u32) -> i32 {
+    i32::try_from(hold).unwrap_or(i32::MAX)
 }
 
 fn json(value: &impl serde::Serialize) -> String {
@@ -427,6 +454,34 @@ async fn insert_refunds(
     Ok(rows)
 }
 
+/// Returns as they were asked for, which a replay must find.
+async fn insert_returns(
+    connection: &mut PgConnection,
+    events: &[Event],
+) -> Result<u64, ApplyError> {
+    let mut rows = 0;
+    // Rare beside orders: a statement each.
+    for event in events {
+        let Body::Order(OrderStep { order, step, .. }) = &event.body else { continue };
+        let Step::Returned { restock, request: Some(request), .. } = step else { continue };
+        let done = sqlx::query!(
+            "INSERT INTO returns (sale_id, lane, order_id, key, restock, lines, seq)
+             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+            event.lane.sale.as_str(),
+            i16::from(event.lane.lane),
+            order.id.to_string(),
+            request.key.encode(),
+            restock,
+            &Json(&request.lines) as _,
+            bigint(event.seq)
+        )
+        .execute(&mut *connection)
+        .await?;
+        rows += done.rows_affected();
+    }
+    Ok(rows)
+}
+
 /// What a batch adds to the counters of one SKU of one lane.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Delta {
@@ -527,10 +582,30 @@ async fn record_sale_steps(
 ) -> Result<(), ApplyError> {
     for event in events {
         let Body::Sale(step) = &event.body else { continue };
+        if let SaleStep::Defined { version, .. } = step {
+            note_version(connection, &event.lane, *version).await?;
+        }
         if event.lane.lane == 0 {
             record_sale_step(connection, event, step).await?;
         }
     }
+    Ok(())
+}
+
+/// Which definition the lane has: the sale's own can be newer where the lane has lost it.
+async fn note_version(
+    connection: &mut PgConnection,
+    lane: &LaneId,
+    version: u64,
+) -> Result<(), ApplyError> {
+    sqlx::query!(
+        "UPDATE lanes SET version = $3 WHERE sale_id = $1 AND lane = $2",
+        lane.sale.as_str(),
+        i16::from(lane.lane),
+        bigint(version)
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }
 

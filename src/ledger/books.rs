@@ -29,6 +29,7 @@ pub struct SkuFigures {
 /// A lane as recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Figures {
+    /// The one whose events are recorded.
     pub epoch: u32,
     pub recorded: u64,
     /// Events in the ledger, and the last one's seq: both are `recorded` (I5).
@@ -49,8 +50,8 @@ pub struct RecordedMove {
 
 /// One consistent look at a lane: every read of it sees the same moment, whatever the writer does.
 pub struct Snapshot {
-    transaction: Transaction<'static, Postgres>,
-    lane: LaneId,
+    pub(super) transaction: Transaction<'static, Postgres>,
+    pub(super) lane: LaneId,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -70,7 +71,7 @@ impl Snapshot {
     pub async fn figures(&mut self, at: u64) -> Result<Figures, LedgerError> {
         let (sale, lane) = (self.lane.sale.to_string(), i16::from(self.lane.lane));
         let mark = sqlx::query!(
-            "SELECT epoch, recorded FROM lanes WHERE sale_id = $1 AND lane = $2",
+            "SELECT sealed_epoch AS epoch, recorded FROM lanes WHERE sale_id = $1 AND lane = $2",
             sale,
             lane
         )
@@ -203,7 +204,8 @@ impl Snapshot {
             OrderRow,
             r#"SELECT id, buyer_id, status, lines AS "lines: Json<Vec<Line>>", payment_id,
                  created_at, expires_at, confirmed_at, seq,
-                 returned AS "returned: Json<Vec<Line>>", reacquired
+                 returned AS "returned: Json<Vec<Line>>", reacquired,
+                 hold_seconds, asked AS "asked: Json<Vec<Line>>"
              FROM orders WHERE sale_id = $1 AND lane = $2"#,
             self.lane.sale.as_str(),
             i16::from(self.lane.lane)

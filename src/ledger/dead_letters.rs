@@ -224,7 +224,7 @@ impl Ledger {
                  substr(d.payload, 1, $5) AS "payload!",
                  octet_length(d.payload) > $5 OR octet_length(d.headers::text) > $5
                    AS "truncated!",
-                 d.status = 'open' AND coalesce(d.seq > l.recorded AND d.epoch >= l.epoch, false)
+                 d.status = 'open' AND coalesce(d.seq > l.recorded AND d.epoch >= l.sealed_epoch, false)
                    AS "blocks_lane!",
                  d.status, d.created_at, d.resolved_at, d.actor, d.note, d.retries, d.retried_at
              FROM dead_letters d
@@ -255,7 +255,7 @@ impl Ledger {
                resolved_at = date_trunc('milliseconds', now())
              WHERE id = $1 AND status = 'open' AND NOT EXISTS (
                SELECT FROM lanes l WHERE l.sale_id = d.sale_id AND l.lane = d.lane
-                 AND d.seq > l.recorded AND d.epoch >= l.epoch
+                 AND d.seq > l.recorded AND d.epoch >= l.sealed_epoch
              )",
             id,
             deed.actor.as_str(),

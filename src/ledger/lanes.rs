@@ -6,13 +6,18 @@ use chrono::{DateTime, Utc};
 
 use super::row::{bigint, lane_id, number};
 use super::{Ledger, LedgerError};
+use crate::domain::event::RebuildToken;
 use crate::domain::ids::LaneId;
 use crate::domain::time::Timestamp;
 
 /// What the writer needs to know of a lane before it applies anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LaneMark {
+    /// The highest that was given out, and what was given out with it.
     pub epoch: u32,
+    pub token: Option<RebuildToken>,
+    /// The one whose events are applied.
+    pub sealed_epoch: u32,
     /// Seq of the last event applied; 0 before the first.
     pub recorded: u64,
     /// Records that wait for a missing one.
@@ -63,14 +68,14 @@ impl Ledger {
             .collect()
     }
 
-    /// Epoch, mark and how much is parked, of each lane that exists.
+    /// Epochs, mark and how much is parked, of each lane that exists.
     pub async fn lane_marks(
         &self,
         lanes: &[LaneId],
     ) -> Result<HashMap<LaneId, LaneMark>, LedgerError> {
         let (sales, numbers) = columns(lanes);
         let rows = sqlx::query!(
-            r#"SELECT l.sale_id, l.lane, l.epoch, l.recorded, (
+            r#"SELECT l.sale_id, l.lane, l.epoch, l.rebuild_token, l.sealed_epoch, l.recorded, (
                  SELECT count(*) FROM parked p WHERE p.sale_id = l.sale_id AND p.lane = l.lane
                ) AS "parked!"
              FROM lanes l JOIN UNNEST($1::text[], $2::smallint[]) AS asked (sale_id, lane)
@@ -84,6 +89,8 @@ impl Ledger {
             .map(|row| {
                 let mark = LaneMark {
                     epoch: number("epoch", row.epoch)?,
+                    token: row.rebuild_token.map(RebuildToken::from_number),
+                    sealed_epoch: number("epoch", row.sealed_epoch)?,
                     recorded: number("recorded mark", row.recorded)?,
                     parked: number("count", row.parked)?,
                 };

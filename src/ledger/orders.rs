@@ -37,6 +37,8 @@ pub(super) struct OrderRow {
     pub seq: i64,
     pub returned: Json<Vec<Line>>,
     pub reacquired: bool,
+    pub hold_seconds: Option<i32>,
+    pub asked: Json<Vec<Line>>,
 }
 
 impl TryFrom<OrderRow> for Order {
@@ -57,6 +59,8 @@ impl TryFrom<OrderRow> for Order {
             seq: number("seq", row.seq)?,
             returned: row.returned.0,
             reacquired: row.reacquired,
+            hold_seconds: row.hold_seconds.map(|s| number("hold", s)).transpose()?,
+            asked: row.asked.0,
         })
     }
 }
@@ -77,7 +81,8 @@ impl Ledger {
             OrderRow,
             r#"SELECT id, buyer_id, status, lines AS "lines: Json<Vec<Line>>", payment_id,
                  created_at, expires_at, confirmed_at, seq,
-                 returned AS "returned: Json<Vec<Line>>", reacquired
+                 returned AS "returned: Json<Vec<Line>>", reacquired,
+                 hold_seconds, asked AS "asked: Json<Vec<Line>>"
              FROM orders WHERE id = $1"#,
             id.to_string()
         )
@@ -119,7 +124,8 @@ impl Ledger {
             OrderRow,
             r#"SELECT id, buyer_id, status, lines AS "lines: Json<Vec<Line>>", payment_id,
                  created_at, expires_at, confirmed_at, seq,
-                 returned AS "returned: Json<Vec<Line>>", reacquired
+                 returned AS "returned: Json<Vec<Line>>", reacquired,
+                 hold_seconds, asked AS "asked: Json<Vec<Line>>"
              FROM orders
              WHERE buyer_id = $1 AND (created_at, id) < ($2, $3)
                AND ($4::text IS NULL OR sale_id = $4) AND ($5::text IS NULL OR status = $5)
@@ -149,7 +155,8 @@ impl Ledger {
                  o.lines AS "lines!: Json<Vec<Line>>", o.payment_id,
                  o.created_at AS "created_at!", o.expires_at AS "expires_at!", o.confirmed_at,
                  o.seq AS "seq!", o.returned AS "returned!: Json<Vec<Line>>",
-                 o.reacquired AS "reacquired!"
+                 o.reacquired AS "reacquired!",
+                 o.hold_seconds, o.asked AS "asked!: Json<Vec<Line>>"
              FROM UNNEST($2::text[]) AS asked (status), LATERAL (
                SELECT * FROM orders
                WHERE sale_id = $1 AND status = asked.status AND (created_at, id) < ($3, $4)
@@ -179,7 +186,8 @@ impl Ledger {
                  o.lines AS "lines!: Json<Vec<Line>>", o.payment_id,
                  o.created_at AS "created_at!", o.expires_at AS "expires_at!", o.confirmed_at,
                  o.seq AS "seq!", o.returned AS "returned!: Json<Vec<Line>>",
-                 o.reacquired AS "reacquired!"
+                 o.reacquired AS "reacquired!",
+                 o.hold_seconds, o.asked AS "asked!: Json<Vec<Line>>"
              FROM UNNEST($1::text[]) AS asked (status), LATERAL (
                SELECT * FROM orders
                WHERE status = asked.status AND (created_at, id) < ($2, $3)

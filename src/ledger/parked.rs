@@ -8,9 +8,13 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
+use super::dead_letters::DeadReason;
 use super::row::{bigint, bytes32, corrupt, lane_id, number};
 use super::{Ledger, LedgerError};
 use crate::domain::ids::LaneId;
+
+/// Where a record says which epoch it is of.
+const EPOCH_HEADER: &str = "ce_epoch";
 
 /// A Kafka record as it came, kept whole so that it can be tried again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -249,6 +253,32 @@ pub(super) async fn unpark(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Makes dead letters of all that is parked in a lane: the epoch of it has ended.
+pub(super) async fn bury_parked(
+    connection: &mut PgConnection,
+    lane: &LaneId,
+    epoch: u32,
+) -> Result<u64, LedgerError> {
+    let done = sqlx::query!(
+        "WITH gone AS (DELETE FROM parked WHERE sale_id = $1 AND lane = $2 RETURNING *)
+         INSERT INTO dead_letters (reason, detail, sale_id, lane, epoch, seq, topic, partition,
+           record_offset, digest, headers, payload)
+         SELECT $3, $4, sale_id, lane, (
+             SELECT (h ->> 'value')::bigint FROM jsonb_array_elements(headers) h
+             WHERE h ->> 'name' = $5
+           ), seq, topic, partition, record_offset, digest, headers, payload
+         FROM gone ORDER BY seq ON CONFLICT DO NOTHING",
+        lane.sale.as_str(),
+        i16::from(lane.lane),
+        DeadReason::StaleEpoch.as_str(),
+        format!("what comes before it never came, and epoch {epoch} began"),
+        EPOCH_HEADER
+    )
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected())
 }
 
 #[cfg(test)]

@@ -26,6 +26,10 @@ pub struct Difference {
 pub struct LaneLock(PgConnection);
 
 impl LaneLock {
+    pub(super) fn new(connection: PgConnection) -> Self {
+        Self(connection)
+    }
+
     /// Gives it back.
     pub async fn release(self) -> Result<(), LedgerError> {
         Ok(self.0.close().await?)
@@ -39,19 +43,7 @@ impl Ledger {
         &self,
         lane: &LaneId,
     ) -> Result<Option<LaneLock>, LedgerError> {
-        let mut connection = PgConnection::connect_with(&self.options).await?;
-        let name = format!("holdfast reconcile {} {lane}", self.schema);
-        let locked = sqlx::query_scalar!(
-            r#"SELECT pg_try_advisory_lock(hashtextextended($1, 0)) AS "locked!""#,
-            name
-        )
-        .fetch_one(&mut connection)
-        .await?;
-        if locked {
-            return Ok(Some(LaneLock(connection)));
-        }
-        connection.close().await?;
-        Ok(None)
+        self.lock_lane("reconcile", lane).await
     }
 
     /// Writes what was found in a lane: a difference that is known is seen again; with `all`, one

@@ -8,6 +8,7 @@
 //! them together check a lane as often as one would.
 
 pub mod books;
+pub mod rebuild;
 mod scan;
 
 use std::collections::BTreeSet;
@@ -172,9 +173,11 @@ impl Reconciler {
     fn failed(&self, lane: &LaneId, error: &CheckError) {
         self.metrics.failures.inc();
         match error {
-            // Being defined or archived right now, or lost: then callers are told, and the time of
-            // the last complete round stands still.
-            CheckError::Lane(LaneError::Missing) => tracing::debug!(%lane, "not in Redis"),
+            // Being defined or archived right now, or lost, or frozen: then callers are told, and the
+            // time of the last complete round stands still.
+            CheckError::Lane(error @ (LaneError::Missing | LaneError::Frozen(_))) => {
+                tracing::debug!(%lane, %error, "not reconciled");
+            }
             error => tracing::warn!(%lane, %error, "a lane could not be reconciled"),
         }
     }
@@ -182,6 +185,10 @@ impl Reconciler {
     async fn reconcile(&self, sale: &Sale, lane: &LaneId) -> Result<bool, CheckError> {
         let secret = self.catalog.secret(sale.secret_version).await?;
         let Some(secret) = secret else { return Ok(false) };
+        let before = self.lanes.find(lane).await?;
+        if !before.is_open() {
+            return Ok(false);
+        }
         let mut books = self.scan(lane, &secret).await?;
         if !books.differences.is_empty() {
             self.metrics.suspected.inc();
@@ -191,12 +198,19 @@ impl Reconciler {
             books = self.scan(lane, &secret).await?;
             books.differences.retain(|one| before.contains(&(one.what, &one.subject)));
         }
+        // What a lane shows while it is frozen, or is written anew, is recovery's concern.
+        let now = self.lanes.find(lane).await?;
+        if !now.is_open() || now.epoch != before.epoch {
+            return Ok(false);
+        }
         let judged = books.undecided.is_none();
         self.ledger.within_patience(self.tell(books)).await?;
         Ok(judged)
     }
 
     async fn scan(&self, lane: &LaneId, secret: &IdSecret) -> Result<LaneBooks, CheckError> {
+        // One that is frozen waits for recovery: what differs there is known.
+        self.lanes.marks(lane).await?;
         let books = scan::scan(&self.lanes, &self.ledger, lane, secret, &self.options).await?;
         self.metrics.scans.inc();
         if let Some(why) = &books.undecided {

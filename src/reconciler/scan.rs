@@ -319,6 +319,9 @@ fn content(order: &Order) -> u64 {
         expires_at,
         confirmed_at,
         reacquired,
+        // Rows of earlier versions lack these.
+        hold_seconds: _,
+        asked: _,
         seq: _,
     } = order;
     let mut hasher = DefaultHasher::new();

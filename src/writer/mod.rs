@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::BusError;
 use crate::bus::consumer::{Consumer, Received};
-use crate::bus::record::{DecodeError, decode};
+use crate::bus::record::{DecodeError, Message, decode};
 use crate::config::{self, Config, millis};
 use crate::domain::event::Event;
 use crate::domain::ids::LaneId;
@@ -147,7 +147,7 @@ impl Writer {
             let mut todo = VecDeque::new();
             if !records.is_empty() {
                 self.pace().begin(records.len(), Instant::now());
-                todo.push_back(Task::Write(records.into_iter().map(read).collect()));
+                todo.extend(in_turn(records.into_iter().map(read)));
             }
             if looked_at.is_none_or(|at| at.elapsed() > LOOK) {
                 // What became ready while no writer ran, or by a retry that was cut off, must not
@@ -313,7 +313,7 @@ impl Writer {
 /// Reads what has to be known to decide about these.
 async fn ask(ledger: &Ledger, arrivals: &[Arrival]) -> Result<Known, LedgerError> {
     let events = || arrivals.iter().filter_map(|arrival| Some((arrival, arrival.event()?)));
-    let lanes: HashSet<&LaneId> = events().map(|(_, event)| &event.lane).collect();
+    let lanes: HashSet<&LaneId> = arrivals.iter().filter_map(Arrival::lane).collect();
     if lanes.is_empty() {
         return Ok(Known::default());
     }
@@ -336,6 +336,22 @@ async fn ask(ledger: &Ledger, arrivals: &[Arrival]) -> Result<Known, LedgerError
         parked = ledger.parked_among(&waiting).await?;
     }
     Ok(Known { marks, recorded, parked })
+}
+
+/// A seal is a task of its own, and before it comes all whose turn it is by then: what is parked at a
+/// seal is lost.
+fn in_turn(arrivals: impl Iterator<Item = Arrival>) -> Vec<Task> {
+    let (mut tasks, mut events) = (Vec::new(), Vec::new());
+    for arrival in arrivals {
+        if let Content::Seal(_) = arrival.content {
+            tasks.extend([Task::Write(std::mem::take(&mut events)), Task::Unpark]);
+            tasks.push(Task::Write(vec![arrival]));
+        } else {
+            events.push(arrival);
+        }
+    }
+    tasks.push(Task::Write(events));
+    tasks
 }
 
 /// What one attempt came to.
@@ -442,7 +458,8 @@ fn read_parked(parked: crate::ledger::Parked) -> Arrival {
 fn content(record: &StoredRecord) -> Content {
     let headers = record.headers.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
     match decode(headers, &record.payload) {
-        Ok(event) => Content::Event(Box::new(event)),
+        Ok(Message::Event(event)) => Content::Event(event),
+        Ok(Message::Seal(seal)) => Content::Seal(seal),
         Err(DecodeError { detail, position }) => Content::Dead {
             reason: DeadReason::Undecodable,
             detail,

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::domain::event::{Body, Event};
+use crate::domain::event::{Body, Event, Seal};
 use crate::domain::ids::LaneId;
 use crate::ledger::{
     Batch, DeadLetter, DeadReason, LaneMark, LaneMove, Parked, ParkedKey, Place, RecordedEvent,
@@ -22,6 +22,7 @@ pub struct Arrival {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     Event(Box<Event>),
+    Seal(Seal),
     /// Known to be a dead letter before anything is asked.
     Dead {
         reason: DeadReason,
@@ -43,6 +44,15 @@ impl Arrival {
     pub fn event(&self) -> Option<&Event> {
         match &self.content {
             Content::Event(event) => Some(event),
+            Content::Seal(_) | Content::Dead { .. } => None,
+        }
+    }
+
+    /// What it belongs to, as far as that can be asked about.
+    pub fn lane(&self) -> Option<&LaneId> {
+        match &self.content {
+            Content::Event(event) => Some(&event.lane),
+            Content::Seal(seal) => Some(&seal.lane),
             Content::Dead { .. } => None,
         }
     }
@@ -82,13 +92,14 @@ pub fn identity(event: &Event) -> RecordedEvent {
 }
 
 /// Decides about a batch. Each lane is taken in order of its seqs, and records of one seq in the
-/// order in which they came.
+/// order in which they came. A seal comes alone: it parts what came before it from what comes after.
 pub fn plan(arrivals: &[Arrival], known: &Known, parked_max: u64) -> Plan {
     let mut plan = Plan::default();
     let mut lanes: BTreeMap<&LaneId, Vec<(&Arrival, &Event)>> = BTreeMap::new();
     for arrival in arrivals {
         match &arrival.content {
             Content::Event(event) => lanes.entry(&event.lane).or_default().push((arrival, event)),
+            Content::Seal(seal) => plan.seal(arrival, seal, known.marks.get(&seal.lane)),
             Content::Dead { reason, detail, place } => {
                 plan.bury(arrival, *reason, detail.clone(), place.clone());
             }
@@ -122,6 +133,36 @@ enum Fate {
 }
 
 impl Plan {
+    /// Seals a lane's older epochs. A seal is good only as long as its epoch is the newest that was
+    /// given out: whoever took a newer one has what is left of the older ones sent first.
+    fn seal(&mut self, arrival: &Arrival, seal: &Seal, mark: Option<&LaneMark>) {
+        match mark {
+            None => {
+                let detail = "no such lane was made".to_owned();
+                self.bury(arrival, DeadReason::UnknownLane, detail, None);
+            }
+            Some(mark) if seal.epoch > mark.epoch => {
+                let detail =
+                    format!("epoch {} was never given out, {} was", seal.epoch, mark.epoch);
+                self.bury(arrival, DeadReason::UnknownEpoch, detail, None);
+            }
+            Some(mark) if seal.epoch == mark.epoch && mark.token != Some(seal.token) => {
+                let detail = format!("epoch {} was given out with another token", seal.epoch);
+                self.bury(arrival, DeadReason::UnknownEpoch, detail, None);
+            }
+            Some(mark) if seal.epoch < mark.epoch || seal.epoch == mark.sealed_epoch => {
+                self.repeats += 1;
+            }
+            Some(mark) => self.batch.moves.push(LaneMove {
+                lane: seal.lane.clone(),
+                epoch: mark.sealed_epoch,
+                expected: mark.recorded,
+                recorded: mark.recorded,
+                seal: Some(seal.epoch),
+            }),
+        }
+    }
+
     fn lane(
         &mut self,
         lane: &LaneId,
@@ -161,15 +202,21 @@ impl Plan {
                     parks = true;
                     self.park(arrival, event);
                 }
+                // Its epoch is about to be sealed: it would only keep the seal from being read.
+                Fate::Wait if event.epoch < mark.epoch => {
+                    let detail = format!("epoch {} ends, and no more is parked", event.epoch);
+                    self.bury(arrival, DeadReason::StaleEpoch, detail, Some(place(event)));
+                }
                 Fate::Wait => self.hold(arrival),
             }
         }
         if recorded > mark.recorded || parks {
             self.batch.moves.push(LaneMove {
                 lane: lane.clone(),
-                epoch: mark.epoch,
+                epoch: mark.sealed_epoch,
                 expected: mark.recorded,
                 recorded,
+                seal: None,
             });
         }
     }
@@ -205,22 +252,22 @@ fn fate(event: &Event, mark: LaneMark, recorded: u64, before: Option<RecordedEve
         let mine = identity(event);
         return match before {
             Some(before) if before == mine => Fate::Repeat,
-            _ if event.epoch < mark.epoch => stale(event, mark),
+            _ if event.epoch < mark.sealed_epoch => stale(event, mark),
             before => Fate::Dead(DeadReason::Fork, fork(&mine, before.as_ref())),
         };
     }
-    if event.epoch < mark.epoch {
+    if event.epoch < mark.sealed_epoch {
         return stale(event, mark);
     }
-    if event.epoch > mark.epoch {
-        let detail = format!("epoch {} was never given out, {} is", event.epoch, mark.epoch);
+    if event.epoch > mark.sealed_epoch {
+        let detail = format!("epoch {} never began, {} is open", event.epoch, mark.sealed_epoch);
         return Fate::Dead(DeadReason::UnknownEpoch, detail);
     }
     if event.seq == recorded + 1 { Fate::Apply } else { Fate::Wait }
 }
 
 fn stale(event: &Event, mark: LaneMark) -> Fate {
-    let detail = format!("epoch {} has ended, {} is open", event.epoch, mark.epoch);
+    let detail = format!("epoch {} has ended, {} is open", event.epoch, mark.sealed_epoch);
     Fate::Dead(DeadReason::StaleEpoch, detail)
 }
 
@@ -240,7 +287,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::domain::event::SaleStep;
+    use crate::domain::event::{RebuildToken, SaleStep};
     use crate::domain::time::Timestamp;
 
     fn lane() -> LaneId {
@@ -270,10 +317,22 @@ mod tests {
         Arrival { record, content: Content::Event(Box::new(event)), parked: None }
     }
 
+    const TOKEN: RebuildToken = RebuildToken::new(0x1234);
+
+    fn mark(epoch: u32, sealed_epoch: u32, recorded: u64, parked: u64) -> LaneMark {
+        LaneMark { epoch, token: Some(TOKEN), sealed_epoch, recorded, parked }
+    }
+
+    fn seal(epoch: u32, token: RebuildToken) -> Arrival {
+        let at = Timestamp::from_millis(0);
+        let content = Content::Seal(Seal { lane: lane(), epoch, token, at });
+        Arrival { content, ..arrival(event(epoch, 1, 0), 99) }
+    }
+
     fn known(epoch: u32, recorded: u64, parked: u64) -> Known {
         let seqs = 1..=recorded;
         Known {
-            marks: [(lane(), LaneMark { epoch, recorded, parked })].into(),
+            marks: [(lane(), mark(epoch, epoch, recorded, parked))].into(),
             recorded: seqs.map(|seq| ((lane(), seq), identity(&event(1, seq, 0)))).collect(),
             parked: HashSet::new(),
         }
@@ -323,6 +382,46 @@ mod tests {
     }
 
     #[test]
+    fn an_epoch_that_is_given_out_ends_none_before_its_seal() {
+        let mut known = known(1, 2, 0);
+        known.marks.insert(lane(), mark(2, 1, 2, 0));
+        let plan = decide(vec![event(1, 3, 0), event(2, 4, 0)], &known);
+        assert_eq!(applied(&plan), [3]);
+        assert_eq!(plan.batch.dead[0].reason, DeadReason::UnknownEpoch);
+        // Beyond the bound it is not held, or nobody would ever read the seal behind it.
+        let plan = super::plan(&[arrival(event(1, 5, 0), 0)], &known, 0);
+        assert_eq!((plan.batch.dead[0].reason, plan.held.len()), (DeadReason::StaleEpoch, 0));
+    }
+
+    #[test]
+    fn a_seal_counts_once_and_only_of_the_newest_epoch_with_its_token() {
+        let other = RebuildToken::new(0x5678);
+        for (what, sealed, expected) in [
+            (seal(3, TOKEN), 1, "seals"),
+            (seal(3, TOKEN), 3, "repeat"),
+            (seal(2, other), 1, "repeat"),
+            (seal(3, other), 1, "unknown-epoch"),
+            (seal(4, TOKEN), 1, "unknown-epoch"),
+        ] {
+            let known =
+                Known { marks: [(lane(), mark(3, sealed, 7, 0))].into(), ..Known::default() };
+            let plan = plan(std::slice::from_ref(&what), &known, 100);
+            let outcome = match (&plan.batch.dead[..], &plan.batch.moves[..]) {
+                ([letter], []) => letter.reason.as_str(),
+                ([], [moved]) => {
+                    let LaneMove { epoch, expected, recorded, seal, .. } = moved;
+                    assert_eq!((*epoch, *expected, *recorded, *seal), (1, 7, 7, Some(3)));
+                    "seals"
+                }
+                _ => "repeat",
+            };
+            assert_eq!(outcome, expected, "{what:?}");
+        }
+        let plan = plan(&[seal(2, TOKEN)], &Known::default(), 100);
+        assert_eq!(plan.batch.dead[0].reason, DeadReason::UnknownLane);
+    }
+
+    #[test]
     fn an_unknown_lane_is_a_dead_letter() {
         let plan = decide(vec![event(1, 1, 0)], &Known::default());
         assert_eq!(plan.batch.dead[0].reason, DeadReason::UnknownLane);
@@ -340,7 +439,56 @@ mod tests {
         assert_eq!(plan.held, [(3, 17)].into());
     }
 
+    /// A zombie's events, seals and the new epoch's events, in the order in which Kafka has them, and
+    /// some of them again.
+    fn sealed_history() -> impl Strategy<Value = (u64, Vec<(u32, u64)>)> {
+        (1..=8u64).prop_flat_map(|end| {
+            let before = prop::collection::vec(1..=end, 0..30).prop_map(|seqs| of_epoch(1, seqs));
+            let after = prop::collection::vec((1..=2u32, 1..=12u64), 0..40);
+            (before, after).prop_map(move |(before, after)| {
+                let whole: Vec<_> = of_epoch(1, (1..=end).collect());
+                (end, [before, whole, vec![(2, 0)], after].concat())
+            })
+        })
+    }
+
+    fn of_epoch(epoch: u32, seqs: Vec<u64>) -> Vec<(u32, u64)> {
+        seqs.into_iter().map(|seq| (epoch, seq)).collect()
+    }
+
     proptest! {
+        /// Of an epoch that is sealed, what comes after the seal is never applied; and what the next
+        /// epoch says is, in order and once, from where the seal was.
+        #[test]
+        fn a_seal_parts_epochs((end, history) in sealed_history(), room in 0..20u64) {
+            let mut known = known(1, 0, 0);
+            known.marks.insert(lane(), mark(2, 1, 0, 0));
+            let mut sealed = false;
+            for (epoch, seq) in history {
+                let what = match seq {
+                    0 => seal(2, TOKEN),
+                    _ => arrival(event(epoch, seq, epoch.into()), 0),
+                };
+                let plan = plan(std::slice::from_ref(&what), &known, room);
+                prop_assert!(plan.held.is_empty() || sealed);
+                let mark = known.marks.get_mut(&lane()).unwrap();
+                for moved in &plan.batch.moves {
+                    prop_assert_eq!((moved.epoch, moved.expected), (mark.sealed_epoch, mark.recorded));
+                    if let Some(epoch) = moved.seal {
+                        prop_assert_eq!(mark.recorded, end);
+                        (mark.sealed_epoch, sealed) = (epoch, true);
+                    }
+                }
+                for event in &plan.batch.events {
+                    prop_assert_eq!(event.seq, mark.recorded + 1);
+                    prop_assert_eq!(event.epoch, if sealed { 2 } else { 1 });
+                    mark.recorded = event.seq;
+                    known.recorded.insert((lane(), event.seq), identity(event));
+                }
+            }
+            prop_assert!(sealed);
+        }
+
         /// Whatever order, repetition and batches records come in, each lane is applied in order,
         /// without a gap, and once; and nothing is lost.
         #[test]

@@ -208,6 +208,7 @@ impl Stack {
             epoch: marks.epoch,
             expected: marks.recorded,
             recorded: last,
+            seal: None,
         };
         let batch = Batch { moves: vec![moved], events, ..Batch::default() };
         self.ledger.apply(&batch).await.unwrap();

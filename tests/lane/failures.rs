@@ -10,12 +10,18 @@ use redis::AsyncCommands;
 use crate::raw::dump;
 use crate::redis_server::RedisServer;
 use crate::sale::{
-    EPOCH, Sale, adjusted, definition, held, options, refused, undone, wait_past, wait_until,
+    EPOCH, Sale, adjusted, definition, held, options, redis_url, refused, undone, wait_past,
+    wait_until,
 };
 
 /// A sale in which every kind of command has something to do: two holds, one of them overdue.
 async fn busy() -> (Sale, Order) {
-    let sale = Sale::of(&[("phone", 9)]).await;
+    busy_on(&redis_url()).await
+}
+
+pub async fn busy_on(url: &str) -> (Sale, Order) {
+    let sale = Sale::on(url, &options()).await;
+    sale.define(1, definition(&[("phone", 9)])).await;
     let order = held(sale.reserve("ann", "k", &[("phone", 1)]).await);
     let overdue = sale.hold("bob", "k", &[("phone", 1)], 1).await;
     sale.adjust("first", "phone", 1).await;
@@ -23,7 +29,7 @@ async fn busy() -> (Sale, Order) {
     (sale, order)
 }
 
-fn every_command(sale: &Sale, order: &Order) -> Vec<Command> {
+pub fn every_command(sale: &Sale, order: &Order) -> Vec<Command> {
     let mut more = definition(&[("phone", 9), ("pen", 1)]);
     more.per_buyer_limit = Some(5);
     let mut cancel_by_key = sale.cancelling(&sale.id("dee", "k"));

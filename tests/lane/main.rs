@@ -2,6 +2,7 @@
 
 mod crowds;
 mod failures;
+mod frozen;
 mod model;
 mod orders;
 mod outbox;

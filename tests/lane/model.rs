@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use holdfast::domain::event::{Body, Cause, Event, OrderStep, SaleStep, Step, StockSet};
+use holdfast::domain::event::{
+    Body, Cause, Event, OrderStep, ReturnRequest, SaleStep, Step, StockSet,
+};
 use holdfast::domain::ids::{AdjustmentId, EntityKey, IdSecret, LaneId, OrderId};
 use holdfast::domain::names::{BuyerId, PaymentId, Sku};
 use holdfast::domain::order::{Line, Order, RefundDue, RefundReason, Status};
@@ -179,9 +181,6 @@ impl Model {
     /// The relay's word on how far Kafka and the database have got.
     pub fn advance(&mut self, logged: u64, recorded: u64) {
         let marks = &mut self.marks;
-        if logged.max(recorded) > marks.seq {
-            return;
-        }
         marks.recorded = marks.recorded.max(recorded);
         marks.logged = marks.logged.max(marks.recorded).max(logged);
         let crowded = marks.seq - marks.recorded > self.outbox_max / 2;
@@ -313,6 +312,8 @@ impl Model {
                     created_at: now,
                     expires_at: Timestamp::from_millis(now.millis() + i64::from(hold) * 1000),
                     confirmed_at: None,
+                    hold_seconds: c.hold_seconds,
+                    asked: Vec::new(),
                     seq: 0,
                 };
                 self.deadlines.push((order.expires_at, c.id.key()));
@@ -498,6 +499,9 @@ impl Model {
         let released = if from == Status::Expired { Vec::new() } else { rest.clone() };
         entry.order.reacquired = entry.order.status_at(now) == Status::Expired;
         if !rest.is_empty() {
+            if entry.order.asked.is_empty() {
+                entry.order.asked = std::mem::take(&mut entry.order.lines);
+            }
             entry.order.lines = wanted;
         }
         entry.order.status = Status::Confirmed;
@@ -535,7 +539,11 @@ impl Model {
         if rest.is_empty() {
             entry.order.status = Status::Returned;
         }
-        let step = Step::Returned { lines: wanted, restock: c.restock };
+        let step = Step::Returned {
+            lines: wanted,
+            restock: c.restock,
+            request: Some(ReturnRequest { key: c.key, lines: c.lines.clone() }),
+        };
         let (from, words) = (Some(Status::Confirmed), (c.trace.as_ref(), None));
         Returned::Returned(self.step(entry, step, from, now, Cause::Caller, words))
     }
@@ -807,6 +815,8 @@ fn tombstone(id: &OrderId, buyer: Option<&BuyerId>, now: Timestamp) -> Entry {
         created_at: now,
         expires_at: now,
         confirmed_at: None,
+        hold_seconds: None,
+        asked: Vec::new(),
         reacquired: false,
         seq: 0,
     };

@@ -361,7 +361,7 @@ async fn sweep_by_clock(sale: &Sale, ms: i64) -> u64 {
         include_str!("../../lua/lane/4_write.lua"),
     ));
     call.arg(7).arg(sale.keys().all());
-    call.arg(ms).arg(1_000).arg(0).arg("").arg(1).arg("expire").arg(10);
+    call.arg(ms).arg(1_000).arg(0).arg("").arg("").arg(1).arg("expire").arg(10);
     let answer: Vec<String> = call.query_async(&mut sale.redis.clone()).await.unwrap();
     reply::expired(answer.last().expect("a reply")).unwrap().count
 }

@@ -43,7 +43,10 @@ async fn a_lane_behind_what_is_recorded_of_it_lets_go_of_nothing() {
     let sale = Sale::of(&[("phone", 9)]).await;
     held(sale.reserve("ann", "k", &[("phone", 1)]).await);
     sale.advance("relay", 1, 0).await;
-    let kept = async || (sale.raw().await, sale.lanes.marks(&sale.lane).await.unwrap());
+    let kept = async || {
+        let state = sale.lanes.state(&sale.lane).await.unwrap().unwrap();
+        (sale.raw().await, (state.seq, state.logged, state.recorded, state.trimmed))
+    };
     let (before, events) = (kept().await, sale.events_after(0).await);
     for (logged, recorded) in [(3, 0), (3, 3), (1, 3)] {
         let advance = sale.advance("relay", logged, recorded).await;

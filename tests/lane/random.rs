@@ -143,7 +143,7 @@ impl Run {
     async fn advance(&mut self) {
         let seq = self.model.marks.seq;
         if self.workload.rng.random_bool(0.5) {
-            let logged = self.workload.rng.random_range(0..=seq + 1);
+            let logged = self.workload.rng.random_range(0..=seq);
             let recorded = self.workload.rng.random_range(0..=logged);
             self.sale.advance("relay", logged, recorded).await;
             self.model.advance(logged, recorded);

@@ -286,7 +286,7 @@ async fn an_epoch_that_has_ended_waits_for_nothing() {
     stack.send_records(0, &[encode(&events[0]), damaged(&events[1])]).await;
     let letter = stack.until_letters(1).await.remove(0);
     assert_eq!(stack.discard(letter.id).await, LetterStatus::Open);
-    stack.sql("UPDATE lanes SET epoch = 2").await;
+    stack.sql("UPDATE lanes SET epoch = 2, sealed_epoch = 2").await;
     stack.upgrade(&letter, &events[1]).await;
     let kept = stack.retry(letter.id, "ops").await;
     assert_eq!((kept.reason.as_str(), kept.status), ("stale-epoch", LetterStatus::Open));
@@ -340,7 +340,8 @@ async fn what_became_ready_is_found_by_a_busy_writer_too() {
             stack.recorded(&other_id).await.is_some_and(|recorded| recorded > 20)
         })
         .await;
-        let moved = LaneMove { lane: lane.id.clone(), epoch: 1, expected: 0, recorded: 1 };
+        let moved =
+            LaneMove { lane: lane.id.clone(), epoch: 1, expected: 0, recorded: 1, seal: None };
         let batch = Batch { moves: vec![moved], events: events[..1].to_vec(), ..Batch::default() };
         assert!(stack.ledger.apply(&batch).await.unwrap().ready);
         stack.until_recorded(&lane, lane.seq).await;

@@ -102,7 +102,7 @@ async fn the_books_can_be_read_as_of_any_recorded_event() {
     let before = Counters { available: 3, held: 3, sold: 3, version: 0 };
     events.push(lane.adjusted("more", before, 5, "more"));
     let recorded = lane.seq;
-    let moved = LaneMove { lane: lane.id.clone(), epoch: 1, expected: 0, recorded };
+    let moved = LaneMove { lane: lane.id.clone(), epoch: 1, expected: 0, recorded, seal: None };
     let batch = Batch { moves: vec![moved], events: events.clone(), ..Batch::default() };
     ledger.apply(&batch).await.unwrap();
     for at in 0..=recorded + 1 {
@@ -122,7 +122,8 @@ async fn the_ledger_is_append_only() {
     let stack = crate::support::Stack::new("append").await;
     let mut lane = stack.lane("s", 0).await;
     let event = lane.defined(1);
-    let moves = vec![LaneMove { lane: lane.id.clone(), epoch: 1, expected: 0, recorded: 1 }];
+    let moves =
+        vec![LaneMove { lane: lane.id.clone(), epoch: 1, expected: 0, recorded: 1, seal: None }];
     let batch = Batch { moves, events: vec![event], ..Batch::default() };
     stack.ledger.apply(&batch).await.unwrap();
     for sql in ["UPDATE ledger SET held = 1", "DELETE FROM ledger", "TRUNCATE ledger"] {
@@ -152,6 +153,7 @@ async fn an_adjustment_is_undone_once_and_shows_by_what() {
             epoch: 1,
             expected,
             recorded: events.len() as u64 + expected,
+            seal: None,
         };
         stack.ledger.apply(&Batch { moves: vec![moved], events, ..Batch::default() }).await
     };

@@ -297,6 +297,8 @@ impl Lane {
                 created_at,
                 expires_at: Timestamp::from_millis(created_at.millis() + 300_000),
                 confirmed_at: None,
+                hold_seconds: None,
+                asked: Vec::new(),
                 seq,
             };
             let (step, cause) = (Step::Held, Cause::Caller);

@@ -168,7 +168,7 @@ async fn a_stale_epoch_is_fenced_off() {
     stack.send(&lane, &events).await;
     stack.until_recorded(&lane, 2).await;
     let mut old = copy(&lane);
-    sqlx::query("UPDATE lanes SET epoch = 2").execute(&stack.pool).await.unwrap();
+    sqlx::query("UPDATE lanes SET epoch = 2, sealed_epoch = 2").execute(&stack.pool).await.unwrap();
     lane.epoch = 2;
     let new = lane.held("new");
     stack.send(&lane, &[old.held("late"), new, events[1].clone()]).await;

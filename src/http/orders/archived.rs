@@ -131,6 +131,8 @@ mod tests {
             created_at: Timestamp::from_millis(0),
             expires_at: Timestamp::from_millis(0),
             confirmed_at: None,
+            hold_seconds: None,
+            asked: Vec::new(),
             reacquired: false,
             seq: 1,
         }

@@ -70,7 +70,11 @@ impl Api {
         let (order, marks) = match self.lanes.get(id.clone()).await {
             Ok(Stamped { outcome: Some(order), marks, .. }) => (order, marks),
             Ok(Stamped { outcome: None, .. }) => return Err(order_not_found()),
-            Err(LaneError::Missing) if self.is_archived(&lane.sale).await? => return Ok(()),
+            Err(LaneError::Missing | LaneError::Frozen(_))
+                if self.is_archived(&lane.sale).await? =>
+            {
+                return Ok(());
+            }
             Err(error) => return Err(Problem::read(&error)),
         };
         let timeout = self.options.durability_timeout;

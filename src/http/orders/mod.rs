@@ -193,7 +193,9 @@ pub async fn place(
             Reserved::KeyReused => Err(key_reused()),
             Reserved::Refused(refusal) => Err(refused(refusal)),
         },
-        Err(LaneError::Missing) if api.is_archived(&sale.id).await? => Err(sale_archived()),
+        Err(LaneError::Missing | LaneError::Frozen(_)) if api.is_archived(&sale.id).await? => {
+            Err(sale_archived())
+        }
         Err(error) => Err(Problem::change(&error)),
     };
     wanted.told(answer)
@@ -312,7 +314,9 @@ pub async fn show(
             Ok(json(StatusCode::OK, &OrderView::new(order, now, marks)))
         }
         Ok(Stamped { outcome: None, .. }) => Err(order_not_found()),
-        Err(LaneError::Missing) if api.is_archived(&id.lane().sale).await? => {
+        Err(LaneError::Missing | LaneError::Frozen(_))
+            if api.is_archived(&id.lane().sale).await? =>
+        {
             api.show_recorded(&id).await
         }
         Err(error) => Err(Problem::read(&error)),
@@ -451,7 +455,9 @@ impl Api {
                 Cancelled::Archived => Err(sale_archived()),
                 Cancelled::Overloaded => Err(Problem::overloaded()),
             },
-            Err(LaneError::Missing) if self.is_archived(&id.lane().sale).await? => {
+            Err(LaneError::Missing | LaneError::Frozen(_))
+                if self.is_archived(&id.lane().sale).await? =>
+            {
                 self.cancel_recorded(&id, if_unknown).await
             }
             Err(error) => Err(Problem::change(&error)),

@@ -97,7 +97,9 @@ pub async fn begin_payment(
                 Begun::Unknown => Err(order_not_found()),
             }
         }
-        Err(LaneError::Missing) if api.is_archived(&id.lane().sale).await? => {
+        Err(LaneError::Missing | LaneError::Frozen(_))
+            if api.is_archived(&id.lane().sale).await? =>
+        {
             api.begin_recorded(&id).await
         }
         Err(error) => Err(Problem::change(&error)),
@@ -174,7 +176,9 @@ impl Api {
                     Confirmed::Overloaded => Err(Problem::overloaded()),
                 }
             }
-            Err(LaneError::Missing) if self.is_archived(&id.lane().sale).await? => {
+            Err(LaneError::Missing | LaneError::Frozen(_))
+                if self.is_archived(&id.lane().sale).await? =>
+            {
                 self.confirm_recorded(&id, &payment).await
             }
             Err(error) => Err(Problem::change(&error)),

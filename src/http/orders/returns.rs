@@ -103,7 +103,9 @@ pub async fn take_back(
                 Returned::Overloaded => Err(Problem::overloaded()),
             }
         }
-        Err(LaneError::Missing) if api.is_archived(&id.lane().sale).await? => {
+        Err(LaneError::Missing | LaneError::Frozen(_))
+            if api.is_archived(&id.lane().sale).await? =>
+        {
             api.return_recorded(&id).await
         }
         Err(error) => Err(Problem::change(&error)),

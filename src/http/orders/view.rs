@@ -110,6 +110,8 @@ mod tests {
             created_at: Timestamp::from_millis(0),
             expires_at: Timestamp::from_millis(1_000),
             confirmed_at: None,
+            hold_seconds: None,
+            asked: Vec::new(),
             reacquired: false,
             seq: 5,
         }
