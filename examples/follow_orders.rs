@@ -23,6 +23,8 @@ use serde_json::Value;
 
 const TOPIC: &str = "holdfast.events";
 const GROUP: &str = "follow-orders";
+/// What comes between the epochs of a lane.
+const SEALED: &str = "holdfast.lane.sealed";
 /// Events of one lane that wait for a missing one. A gap is closed by what is sent again, soon; one
 /// that stays means that the topic has lost events, and going on without them would hide it.
 const WAITING_MAX: usize = 10_000;
@@ -38,6 +40,7 @@ struct Event {
     /// `<sale>/<lane>`
     lane: String,
     epoch: u64,
+    /// 0 of a seal, which is none of its lane's events.
     seq: u64,
     body: Vec<u8>,
 }
@@ -57,13 +60,14 @@ impl Event {
         if header("ce_specversion")? != "1.0" {
             return Err("it is no CloudEvent 1.0".to_owned());
         }
+        let kind = header("ce_type")?;
         Ok(Self {
-            kind: header("ce_type")?.to_owned(),
+            kind: kind.to_owned(),
             id: header("ce_id")?.to_owned(),
             time: header("ce_time")?.to_owned(),
             lane: format!("{}/{}", header("ce_saleid")?, header("ce_lane")?),
             epoch: number("ce_epoch")?,
-            seq: number("ce_seq")?,
+            seq: if kind == SEALED { 0 } else { number("ce_seq")? },
             body: message.payload().unwrap_or_default().to_vec(),
         })
     }
@@ -208,6 +212,9 @@ fn deal_with(
 /// Deals with an event and those that waited for it.
 fn follow(lanes: &mut Lanes, event: Event) -> Result<(), Box<dyn Error>> {
     let (name, epoch, seq) = (event.lane.clone(), event.epoch, event.seq);
+    if event.kind == SEALED && !lanes.contains_key(&name) {
+        return Ok(()); // it says nothing about where its lane stands
+    }
     let lane = lanes.entry(name.clone()).or_insert_with(|| Lane::beginning_with(epoch, seq));
     for event in lane.take(epoch, seq, event) {
         // Your work goes here, and `done` is stored with what comes of it.

@@ -12,4 +12,5 @@ pub mod reconciler;
 pub mod relay;
 pub mod sweeper;
 pub mod telemetry;
+pub mod witness;
 pub mod writer;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use holdfast::app::{self, Role};
 use holdfast::config::Config;
-use holdfast::domain::names::KeyName;
+use holdfast::domain::names::{KeyName, SaleId};
 use holdfast::ledger::{LetterStatus, Scope};
 
 #[global_allocator]
@@ -48,6 +48,25 @@ enum Command {
     /// Records that could not be applied.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
+    /// Rebuild a sale's lanes from the ledger: freeze, seal, fold, prove, open.
+    Rebuild {
+        sale: SaleId,
+        /// Only this lane.
+        #[arg(long)]
+        lane: Option<u8>,
+        /// Even where something is in doubt: give up what the ledger lacks.
+        #[arg(long)]
+        force: bool,
+    },
+    /// List how lanes were opened anew, newest first: time, lane, outcome, why, by whom, epochs, seqs,
+    /// what was lost, detail.
+    Rebuilds {
+        /// Only of this sale.
+        #[arg(long)]
+        sale: Option<SaleId>,
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+    },
     /// Print the effective configuration, secrets hidden.
     Config,
 }
@@ -148,6 +167,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::DeadLetters(DeadLetters::Discard { id, note }) => {
                 app::dead_letters::discard(&config, id, note).await
             }
+            Command::Rebuild { sale, lane, force } => {
+                app::rebuild::rebuild(config, sale, lane, force).await
+            }
+            Command::Rebuilds { sale, limit } => app::rebuild::list(&config, sale, limit).await,
             Command::Config => {
                 print!("{}", config.to_redacted_toml());
                 Ok(())

@@ -275,8 +275,7 @@ impl Relay {
                 let Ok(Some(secret)) = self.catalog.secret(sale.secret_version).await else {
                     continue;
                 };
-                let nothing = Marks { epoch: place.epoch, ..Marks::default() };
-                match self.lanes.advance(&lane, nothing, &self.name, retry * 2).await {
+                match Self::lease(&self.lanes, &self.name, &lane, place.epoch, retry * 2).await {
                     Ok(Advance::Leased { marks, trimmed }) => {
                         tracing::info!(%lane, logged = marks.logged, seq = marks.seq, "relaying");
                         let renew_at = now + retry;
@@ -289,6 +288,25 @@ impl Relay {
             }
         }
         self.metrics.lanes.set(self.outbound.len() as i64);
+    }
+
+    /// Tries for the lease of one lane, whose epoch the catalog may know too late or, while the lane
+    /// is being opened anew, too early.
+    async fn lease(
+        lanes: &Lanes,
+        name: &str,
+        lane: &LaneId,
+        epoch: u32,
+        duration: Duration,
+    ) -> Result<Advance, LaneError> {
+        let nothing = Marks { epoch, ..Marks::default() };
+        match lanes.advance(lane, nothing, name, duration).await {
+            Ok(Advance::Epoch { epoch }) => {
+                let nothing = Marks { epoch, ..Marks::default() };
+                lanes.advance(lane, nothing, name, duration).await
+            }
+            other => other,
+        }
     }
 
     /// Begins to read what has not been sent, from the lanes that have waited longest.

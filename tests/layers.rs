@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each part of `src/`, and the parts of the crate that it may name.
-const MAY_IMPORT: [(&str, &[&str]); 14] = [
+const MAY_IMPORT: [(&str, &[&str]); 15] = [
     ("domain", &[]),
     ("config", &["domain"]),
     ("telemetry", &["config"]),
@@ -15,6 +15,7 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("relay", &["bus", "config", "domain", "lanes", "ledger"]),
     ("writer", &["bus", "config", "domain", "ledger"]),
     ("sweeper", &["config", "domain", "lanes", "ledger"]),
+    ("witness", &["config", "domain", "lanes", "ledger"]),
     ("reconciler", &["bus", "config", "domain", "lanes", "ledger"]),
     ("admission", &["config", "domain", "ledger"]),
     (
@@ -35,6 +36,7 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
             "relay",
             "sweeper",
             "telemetry",
+            "witness",
             "writer",
         ],
     ),

@@ -49,3 +49,11 @@ fn busy(pid: u32) -> Result<Duration> {
     let ticks = |field: usize| -> Result<u32> { Ok(fields[field].parse()?) };
     Ok(TICK * (ticks(11)? + ticks(12)?))
 }
+
+/// Memory that a process has in use, proc(5).
+pub fn resident_bytes(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;
+    Ok(1024 * kib.parse::<u64>()?)
+}

@@ -3,6 +3,7 @@
 //! load, with one thread; everything shares the machine.
 
 mod bare;
+mod endurance;
 mod machine;
 mod report;
 mod rows;
@@ -77,6 +78,15 @@ async fn main() -> Result<()> {
     }
     if wanted(&[9]) {
         rows.extend(bench.expiry().await?);
+    }
+    if wanted(&[11, 12]) {
+        rows.extend(bench.crowded().await?);
+    }
+    if wanted(&[13]) {
+        rows.extend(bench.drained().await?);
+    }
+    if wanted(&[14, 15]) {
+        rows.extend(bench.weight().await?);
     }
     let curves = if arguments.rows.is_empty() { bench.curves().await? } else { Vec::new() };
     drop(process);

@@ -12,6 +12,8 @@ use serde::Serialize;
 pub enum Bar {
     AtLeast(f64),
     AtMost(f64),
+    /// For information.
+    None,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -19,7 +21,7 @@ pub enum Bar {
 pub enum Verdict {
     Met,
     Missed,
-    /// Too short a look to say.
+    /// Too short a look to say, or no bar.
     Unjudged,
     /// The machine had time to spare: this says nothing of how fast the service is.
     Void,
@@ -59,11 +61,12 @@ impl Row {
     ) -> Self {
         let median = median(&runs);
         eprintln!("{number:>2} {figure}: {median:.2}");
-        let met = match bar {
-            Bar::AtLeast(bar) => median >= bar,
-            Bar::AtMost(bar) => median <= bar,
+        let verdict = match bar {
+            Bar::None => Verdict::Unjudged,
+            Bar::AtLeast(bar) if median >= bar => Verdict::Met,
+            Bar::AtMost(bar) if median <= bar => Verdict::Met,
+            Bar::AtLeast(_) | Bar::AtMost(_) => Verdict::Missed,
         };
-        let verdict = if met { Verdict::Met } else { Verdict::Missed };
         Self { number, figure, bar, median, runs, verdict, detail }
     }
 
@@ -80,9 +83,10 @@ impl Row {
 pub fn table(rows: &[Row]) -> String {
     let mut text = format!("\n{:<64} {:>8} {:>8}  {:<7} runs\n", "figure", "median", "bar", "");
     for row in rows {
-        let (sign, bar) = match row.bar {
-            Bar::AtLeast(bar) => (">=", bar),
-            Bar::AtMost(bar) => ("<=", bar),
+        let bar = match row.bar {
+            Bar::AtLeast(bar) => format!(">= {bar:.2}"),
+            Bar::AtMost(bar) => format!("<= {bar:.2}"),
+            Bar::None => String::new(),
         };
         let verdict = match row.verdict {
             Verdict::Met => "met",
@@ -93,7 +97,7 @@ pub fn table(rows: &[Row]) -> String {
         let runs: Vec<_> = row.runs.iter().map(|run| format!("{run:.2}")).collect();
         let figure = format!("{:>2} {}", row.number, row.figure);
         let (median, runs) = (row.median, runs.join(" "));
-        writeln!(text, "{figure:<64} {median:>8.2} {sign} {bar:>5.2}  {verdict:<7} {runs}").ok();
+        writeln!(text, "{figure:<64} {median:>8.2} {bar:>8}  {verdict:<7} {runs}").ok();
         writeln!(text, "   {}", row.detail).ok();
     }
     text

@@ -15,8 +15,8 @@ use crate::service::{Deployment, Service, until};
 use crate::wrk::{Counted, Load};
 
 const CONNECTIONS: usize = 256;
-const STOCK: u64 = 1_000_000_000;
-const HOLD_SECONDS: u64 = 3600;
+pub const STOCK: u64 = 1_000_000_000;
+pub const HOLD_SECONDS: u64 = 3600;
 
 /// How long and how often.
 #[derive(Debug, Clone, Copy)]
@@ -25,12 +25,32 @@ pub struct Effort {
     pub seconds: u64,
     /// How long the highest rate has to be kept up.
     pub sustained_seconds: u64,
+    /// How long all roles run as fast as they can.
+    pub drained_seconds: u64,
+    /// What a lane has that was sold from for long.
+    pub live_orders: u64,
+    /// Of which the weight is taken.
+    pub connections: usize,
 }
 
 impl Effort {
-    pub const FULL: Self = Self { runs: 5, seconds: 5, sustained_seconds: 120 };
+    pub const FULL: Self = Self {
+        runs: 5,
+        seconds: 5,
+        sustained_seconds: 120,
+        drained_seconds: 300,
+        live_orders: 1_000_000,
+        connections: 4_000,
+    };
     /// Shows that the harness works; says nothing.
-    pub const QUICK: Self = Self { runs: 1, seconds: 1, sustained_seconds: 5 };
+    pub const QUICK: Self = Self {
+        runs: 1,
+        seconds: 1,
+        sustained_seconds: 5,
+        drained_seconds: 5,
+        live_orders: 1_000,
+        connections: 100,
+    };
 }
 
 /// What there is to be measured.
@@ -47,22 +67,22 @@ pub struct Bare {
 }
 
 /// One load on Holdfast, with what it cost.
-struct Pressed {
-    counted: Counted,
-    held: u64,
+pub struct Pressed {
+    pub counted: Counted,
+    pub held: u64,
     service_us: f64,
     redis_us: f64,
     idle: f64,
 }
 
 impl Pressed {
-    fn held_per_second(&self) -> f64 {
+    pub fn held_per_second(&self) -> f64 {
         self.held as f64 / self.counted.seconds
     }
 }
 
 impl Bench<'_> {
-    fn load<'a>(&'a self, url: &'a str, sale: &'a str) -> Load<'a> {
+    pub fn load<'a>(&'a self, url: &'a str, sale: &'a str) -> Load<'a> {
         Load {
             url,
             key: &self.deployment.orders_key,
@@ -84,7 +104,7 @@ impl Bench<'_> {
     }
 
     /// New orders on a sale: each that was answered 201 must be held afterwards.
-    async fn press(&self, service: &Service<'_>, load: &Load<'_>) -> Result<Pressed> {
+    pub async fn press(&self, service: &Service<'_>, load: &Load<'_>) -> Result<Pressed> {
         let pids = [service.pid(), self.deployment.redis_pid];
         let (_, held_before) = service.stock(load.sale).await?;
         let before = Usage::of(&pids)?;
@@ -100,7 +120,7 @@ impl Bench<'_> {
     }
 
     /// The same on a sale of its own, which then leaves Redis.
-    async fn press_new_sale(
+    pub async fn press_new_sale(
         &self,
         service: &Service<'_>,
         change: impl FnOnce(&mut Load<'_>),
@@ -250,7 +270,7 @@ impl Bench<'_> {
         Ok(vec![rate, memory])
     }
 
-    /// Presses on all roles and watches how far the database is behind.
+    /// The same on a sale of its own, which then leaves Redis.
     async fn press_new_recorded(
         &self,
         service: &Service<'_>,
@@ -260,15 +280,31 @@ impl Bench<'_> {
         let sale = service.define(STOCK, HOLD_SECONDS).await?;
         service.recorded(&sale).await?;
         let memory = self.deployment.used_memory().await?;
+        let mut recorded = self.press_recorded(service, &sale, rate, seconds).await?;
+        service.recorded(&sale).await?;
+        let grown = self.deployment.used_memory().await? - memory;
+        self.deployment.forget(&sale).await?;
+        recorded.bytes_an_order = grown as f64 / recorded.held as f64;
+        Ok(recorded)
+    }
+
+    /// Presses on all roles and watches how far the database is behind.
+    pub async fn press_recorded(
+        &self,
+        service: &Service<'_>,
+        sale: &str,
+        rate: Option<f64>,
+        seconds: u64,
+    ) -> Result<Recorded> {
         let duration = Duration::from_secs(seconds);
-        let load = Load { rate, duration, connections: 64, ..self.load(&service.url, &sale) };
+        let load = Load { rate, duration, connections: 64, ..self.load(&service.url, sale) };
         let behind = Cell::new(0.0_f64);
         let pressing = std::pin::pin!(self.press(service, &load));
         let watching = std::pin::pin!(async {
             // When the lane was first seen to have reached a seq that is not recorded yet.
             let mut unrecorded: VecDeque<(Instant, u64)> = VecDeque::new();
             loop {
-                let marks = service.marks(&sale).await?;
+                let marks = service.marks(sale).await?;
                 unrecorded.push_back((Instant::now(), marks.seq));
                 while unrecorded.front().is_some_and(|(_, seq)| *seq <= marks.recorded) {
                     unrecorded.pop_front();
@@ -286,11 +322,12 @@ impl Bench<'_> {
                 match failed? {}
             }
         };
-        service.recorded(&sale).await?;
-        let grown = self.deployment.used_memory().await? - memory;
-        self.deployment.forget(&sale).await?;
-        let bytes_an_order = grown as f64 / pressed.held as f64;
-        Ok(Recorded { rate: pressed.held_per_second(), behind: behind.get(), bytes_an_order })
+        Ok(Recorded {
+            held: pressed.held,
+            rate: pressed.held_per_second(),
+            behind: behind.get(),
+            bytes_an_order: f64::NAN,
+        })
     }
 
     /// Row 6: at half of the highest rate.
@@ -505,9 +542,11 @@ impl Bench<'_> {
     }
 }
 
-struct Recorded {
-    rate: f64,
+pub struct Recorded {
+    held: u64,
+    pub rate: f64,
     /// Seconds that the database was behind the lane at most.
-    behind: f64,
+    pub behind: f64,
+    /// Once all is recorded.
     bytes_an_order: f64,
 }

@@ -123,6 +123,14 @@ impl Deployment {
         info.get("used_memory").context("INFO has no used_memory")
     }
 
+    /// Whether Redis is rewriting its append-only file, or is about to.
+    pub async fn rewrites(&self) -> Result<bool> {
+        let info: redis::InfoDict =
+            redis::cmd("INFO").arg("persistence").query_async(&mut self.redis.clone()).await?;
+        let is_so = |name: &str| info.get::<i64>(name).context("INFO persistence").map(|n| n == 1);
+        Ok(is_so("aof_rewrite_in_progress")? || is_so("aof_rewrite_scheduled")?)
+    }
+
     /// Takes a sale out of Redis: the next one needs the room.
     pub async fn forget(&self, sale: &str) -> Result<()> {
         let mut redis = self.redis.clone();

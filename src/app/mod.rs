@@ -7,6 +7,7 @@
 pub mod dead_letters;
 pub mod keys;
 mod monitor;
+pub mod rebuild;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -33,10 +34,12 @@ use crate::lanes::Lanes;
 use crate::ledger::catalog::{Catalog, CatalogMetrics};
 use crate::ledger::{Ledger, LedgerError};
 use crate::reconciler::Reconciler;
+use crate::reconciler::rebuild::Recovery;
 use crate::relay::Relay;
 use crate::sweeper::Sweeper;
 use crate::telemetry::health::{Condition, Health, Part};
 use crate::telemetry::log;
+use crate::witness::Witness;
 use crate::writer::{Writer, WriterMetrics};
 
 /// Who is named as the one who did what was asked for on the command line.
@@ -69,6 +72,10 @@ impl Role {
             Role::Sweeper => "sweeper",
             Role::Reconciler => "reconciler",
         }
+    }
+
+    const fn talks_to_lanes(self) -> bool {
+        !matches!(self, Role::Writer)
     }
 }
 
@@ -133,6 +140,9 @@ struct Service {
     lanes: Lanes,
     catalog: Catalog,
     producer: Producer,
+    recovery: Recovery,
+    /// Of a process that talks to lanes.
+    witness: Option<Witness>,
 }
 
 /// One token a stage of the end, in this order.
@@ -153,7 +163,14 @@ impl Service {
         let metrics = CatalogMetrics::register(&mut registry);
         let catalog = Catalog::new(ledger.clone(), &config.catalog, metrics);
         let producer = Producer::new(&config.kafka)?;
-        Ok(Self { config, registry, health, ledger, lanes, catalog, producer })
+        let recovery =
+            Recovery::new(lanes.clone(), ledger.clone(), catalog.clone(), &config, &mut registry)?;
+        let witness = roles.iter().any(|role| role.talks_to_lanes()).then(|| {
+            let roles = roles.iter().map(|role| role.as_str()).collect();
+            let (lanes, ledger) = (lanes.clone(), ledger.clone());
+            Witness::new(lanes, ledger, config.witness.clone(), roles, &mut registry)
+        });
+        Ok(Self { config, registry, health, ledger, lanes, catalog, producer, recovery, witness })
     }
 
     async fn run(mut self, wanted: &[Role]) -> anyhow::Result<()> {
@@ -178,6 +195,11 @@ impl Service {
         self.drain(&stages, &mut roles).await;
         stages.rest.cancel();
         background.shutdown().await;
+        if let Some(witness) = &self.witness
+            && let Err(error) = witness.leave().await
+        {
+            tracing::debug!(%error, "this process is missed until its signs stay away for long enough");
+        }
         tracing::info!("ended");
         failure.map_or(Ok(()), Err)
     }
@@ -224,10 +246,11 @@ impl Service {
                         self.config.reconciler.clone(),
                         &mut self.registry,
                     );
-                    let (token, migrated) = (stages.front.clone(), migrated.subscribe());
+                    let (recovery, token) = (self.recovery.clone(), stages.front.clone());
+                    let (migrated, topic) = (migrated.subscribe(), topic.subscribe());
                     roles.spawn(Role::Reconciler, async move {
-                        if wait(migrated, &token).await {
-                            reconciler.run(token).await;
+                        if wait(migrated, &token).await && wait(topic, &token).await {
+                            tokio::join!(reconciler.run(token.clone()), recovery.run(token));
                         }
                         Ok(())
                     });
@@ -272,6 +295,7 @@ impl Service {
             self.lanes.clone(),
             self.ledger.clone(),
             self.catalog.clone(),
+            self.recovery.clone(),
             admission,
             self.health.clone(),
             http::Options::new(&self.config),
@@ -308,6 +332,7 @@ impl Service {
             self.config.database.clone(),
             self.ledger.clone(),
             self.catalog.clone(),
+            self.witness.clone(),
             self.health.clone(),
             migrated,
             stages.rest.clone(),
@@ -450,18 +475,27 @@ async fn failure(background: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Error 
     }
 }
 
-/// Brings the schema up to date, then keeps the catalog fresh.
+/// Brings the schema up to date, then keeps the catalog fresh, and answers for this process.
 async fn connect_database(
     config: config::Database,
     ledger: Ledger,
     catalog: Catalog,
+    witness: Option<Witness>,
     health: Health,
     migrated: watch::Sender<bool>,
     end: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut retry = Retry::new("PostgreSQL");
+    // Without the catalog nobody talks to a lane.
+    let prepare = async || {
+        ledger.migrate().await?;
+        match &witness {
+            Some(witness) => witness.heartbeat().await,
+            None => Ok(()),
+        }
+    };
     loop {
-        match ledger.migrate().await {
+        match prepare().await {
             Ok(()) => break,
             Err(error @ LedgerError::Unavailable(_)) => retry.after(&error).await,
             Err(error) => return Err(error.into()),
@@ -475,7 +509,12 @@ async fn connect_database(
     }
     health.set_part(Part::Database, Condition::Up, version);
     migrated.send_replace(true);
-    catalog.run(end).await;
+    let testify = async {
+        if let Some(witness) = &witness {
+            witness.run(end.clone()).await;
+        }
+    };
+    tokio::join!(catalog.run(end.clone()), testify);
     Ok(())
 }
 

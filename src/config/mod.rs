@@ -64,6 +64,7 @@ pub struct Config {
     pub writer: Writer,
     pub sweeper: Sweeper,
     pub reconciler: Reconciler,
+    pub witness: Witness,
     pub telemetry: Telemetry,
 }
 
@@ -73,6 +74,7 @@ pub struct Http {
     pub listen: SocketAddr,
     pub inner_listen: SocketAddr,
     pub header_timeout_ms: u64,
+    pub idle_timeout_ms: u64,
     pub body_timeout_ms: u64,
     pub request_timeout_ms: u64,
     pub write_timeout_ms: u64,
@@ -193,6 +195,13 @@ pub struct Reconciler {
     pub recovery_retry_ms: u64,
 }
 
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Witness {
+    pub gone_after_ms: u64,
+    pub kept_days: u32,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -243,6 +252,7 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         let http = &self.http;
         range("http.header_timeout_ms", http.header_timeout_ms, 1, 60_000)?;
+        range("http.idle_timeout_ms", http.idle_timeout_ms, 1, 3_600_000)?;
         range("http.body_timeout_ms", http.body_timeout_ms, 1, 60_000)?;
         range("http.write_timeout_ms", http.write_timeout_ms, 1_000, 600_000)?;
         range("http.connections_max", http.connections_max, 1, 1_000_000)?;
@@ -314,6 +324,8 @@ impl Config {
         range("reconciler.recovery_chunk", reconciler.recovery_chunk, 10, 2_000)?;
         range("reconciler.recovery_wait_ms", reconciler.recovery_wait_ms, 1_000, 86_400_000)?;
         range("reconciler.recovery_retry_ms", reconciler.recovery_retry_ms, 100, 3_600_000)?;
+        range("witness.gone_after_ms", self.witness.gone_after_ms, 2_000, 60_000)?;
+        range("witness.kept_days", self.witness.kept_days, 1, 3_650)?;
         Ok(())
     }
 

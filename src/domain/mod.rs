@@ -9,4 +9,5 @@ pub mod names;
 pub mod order;
 pub mod sale;
 pub mod stock;
+pub mod testimony;
 pub mod time;

@@ -58,8 +58,13 @@ pub struct SkuConservation {
 }
 
 impl SkuConservation {
+    /// All SKUs of a lane.
+    pub(super) fn all(books: &LaneBooks) -> Vec<Self> {
+        books.skus.iter().map(|sku| Self::new(books, sku)).collect()
+    }
+
     fn new(books: &LaneBooks, sku: &SkuBooks) -> Self {
-        let SkuBooks { sku, redis, recorded } = sku.clone();
+        let SkuBooks { sku, redis, recorded, on_its_way: _ } = sku.clone();
         Self {
             sku,
             lane: books.lane.lane,
@@ -77,10 +82,33 @@ impl SkuConservation {
 pub struct DifferenceView {
     pub lane: u8,
     /// `redis-counters`, `ledger-fold`, `recorded-orders`, `ledger-gap`, `lane-behind`.
-    pub what: &'static str,
+    pub what: String,
     /// The SKU, or the lane.
     pub subject: String,
     pub detail: String,
+}
+
+impl DifferenceView {
+    /// Those of a lane, and those that scans have told of it before.
+    pub(super) fn all(books: LaneBooks, told: &[(String, String, String)]) -> Vec<Self> {
+        let lane = books.lane.lane;
+        let now = books.differences.into_iter();
+        let mut views: Vec<_> = now
+            .map(|one| Self {
+                lane,
+                what: one.what.to_owned(),
+                subject: one.subject,
+                detail: one.detail,
+            })
+            .collect();
+        for (what, subject, detail) in told {
+            if !views.iter().any(|view| (&view.what, &view.subject) == (what, subject)) {
+                let (what, subject, detail) = (what.clone(), subject.clone(), detail.clone());
+                views.push(Self { lane, what, subject, detail });
+            }
+        }
+        views
+    }
 }
 
 /// The books of a sale.
@@ -98,22 +126,9 @@ pub struct ConservationView {
 impl ConservationView {
     fn new(lanes: Vec<LaneBooks>) -> Self {
         let undecided = lanes.iter().find_map(|books| books.undecided.clone());
-        let skus = lanes
-            .iter()
-            .flat_map(|books| books.skus.iter().map(|sku| SkuConservation::new(books, sku)));
-        let skus = skus.collect();
-        let differences: Vec<_> = lanes
-            .into_iter()
-            .flat_map(|books| {
-                let lane = books.lane.lane;
-                books.differences.into_iter().map(move |one| DifferenceView {
-                    lane,
-                    what: one.what,
-                    subject: one.subject,
-                    detail: one.detail,
-                })
-            })
-            .collect();
+        let skus = lanes.iter().flat_map(SkuConservation::all).collect();
+        let differences: Vec<_> =
+            lanes.into_iter().flat_map(|books| DifferenceView::all(books, &[])).collect();
         let holds = match (&undecided, differences.is_empty()) {
             (_, false) => Some(false),
             (Some(_), true) => None,
@@ -133,7 +148,19 @@ impl Api {
         Ok(ConservationView::new(lanes))
     }
 
-    async fn books(&self, sale: &Sale, lane: &LaneId) -> Result<LaneBooks, Problem> {
+    /// What a frozen lane shows is not what is sold.
+    async fn check_open(&self, lane: &LaneId) -> Result<(), Problem> {
+        let found = self.lanes.find(lane).await.map_err(|error| Problem::read(&error))?;
+        match found.frozen {
+            Some(why) => Err(Problem::read(&LaneError::Frozen(why))),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn books(&self, sale: &Sale, lane: &LaneId) -> Result<LaneBooks, Problem> {
+        if !sale.phase.archived {
+            self.check_open(lane).await?;
+        }
         let outcome = if sale.phase.archived {
             check_recorded(&self.ledger, lane).await
         } else {

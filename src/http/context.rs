@@ -173,10 +173,21 @@ mod tests {
         let config = crate::config::Config::load(None).unwrap();
         let ledger = crate::ledger::Ledger::new(&config.database).unwrap();
         let metrics = crate::ledger::catalog::CatalogMetrics::register(&mut registry);
-        Api::new(
-            crate::lanes::Lanes::new(&config.redis, &config.lanes, &mut registry).unwrap(),
+        let lanes = crate::lanes::Lanes::new(&config.redis, &config.lanes, &mut registry).unwrap();
+        let catalog = crate::ledger::Catalog::new(ledger.clone(), &config.catalog, metrics);
+        let recovery = crate::reconciler::rebuild::Recovery::new(
+            lanes.clone(),
             ledger.clone(),
-            crate::ledger::Catalog::new(ledger, &config.catalog, metrics),
+            catalog.clone(),
+            &config,
+            &mut registry,
+        )
+        .unwrap();
+        Api::new(
+            lanes,
+            ledger,
+            catalog,
+            recovery,
             crate::admission::Admission::new(&config.admission, &mut registry),
             crate::telemetry::health::Health::new([]),
             super::super::Options::new(&config),

@@ -19,6 +19,7 @@ mod metrics;
 mod openapi;
 pub mod orders;
 pub mod problem;
+mod reconcile;
 mod refunds;
 mod routes;
 pub mod sales;
@@ -52,6 +53,7 @@ use crate::config::{Config, millis};
 use crate::domain::durability::Durability;
 use crate::lanes::Lanes;
 use crate::ledger::{Catalog, Ledger};
+use crate::reconciler::rebuild::Recovery;
 use crate::telemetry::health::Health;
 
 /// What can be set.
@@ -99,6 +101,7 @@ pub struct Parts {
     pub lanes: Lanes,
     pub ledger: Ledger,
     pub catalog: Catalog,
+    pub recovery: Recovery,
     pub admission: Arc<Admission>,
     pub health: Health,
     pub metrics: Metrics,
@@ -121,10 +124,12 @@ impl Deref for Api {
 }
 
 impl Api {
+    #[expect(clippy::too_many_arguments, reason = "each is a part that handlers work with")]
     pub fn new(
         lanes: Lanes,
         ledger: Ledger,
         catalog: Catalog,
+        recovery: Recovery,
         admission: Admission,
         health: Health,
         options: Options,
@@ -137,6 +142,7 @@ impl Api {
             lanes,
             ledger,
             catalog,
+            recovery,
             admission,
             health,
             metrics,

@@ -12,8 +12,8 @@ use utoipa::{Modify, OpenApi as _, ToSchema};
 use super::auth::Anybody;
 use super::problem::{CONTENT_TYPE_PROBLEM, Code, FieldError};
 use super::{
-    adjustments, conservation, dead_letters, health, json, orders, refunds, sales, stock, views,
-    webhook,
+    adjustments, conservation, dead_letters, health, json, orders, reconcile, refunds, sales,
+    stock, views, webhook,
 };
 use crate::domain::ids::RefundId;
 
@@ -49,7 +49,7 @@ struct Problem {
         orders::history::show, refunds::list, refunds::settle, webhook::receive,
         sales::define, sales::definition, sales::pause, sales::resume, sales::close,
         views::show, views::list,
-        stock::show, conservation::show, adjustments::adjust, adjustments::list, adjustments::undo,
+        stock::show, conservation::show, reconcile::reconcile, adjustments::adjust, adjustments::list, adjustments::undo,
         dead_letters::list, dead_letters::show, dead_letters::retry, dead_letters::discard,
         health::livez, health::readyz, show,
     ),

@@ -16,8 +16,8 @@ use prometheus_client::registry::Registry;
 
 use super::problem::{Code, Problem};
 use super::{
-    Api, adjustments, conservation, context, dead_letters, health, openapi, orders, refunds, sales,
-    stock, views, webhook,
+    Api, adjustments, conservation, context, dead_letters, health, openapi, orders, reconcile,
+    refunds, sales, stock, views, webhook,
 };
 use crate::telemetry::health::Health;
 
@@ -45,6 +45,7 @@ pub(super) fn routes() -> Routes {
         .post("/v1/sales/{sale_id}/close", sales::close)
         .get("/v1/sales/{sale_id}/stock", stock::show)
         .get("/v1/sales/{sale_id}/conservation", conservation::show)
+        .post("/v1/sales/{sale_id}/reconcile", reconcile::reconcile)
         .post("/v1/sales/{sale_id}/stock/{sku}/adjustments", adjustments::adjust)
         .get("/v1/sales/{sale_id}/adjustments", adjustments::list)
         .post("/v1/adjustments/{adjustment_id}/undo", adjustments::undo)

@@ -1,11 +1,12 @@
 //! Accepting connections: HTTP/1.1 and, by prior knowledge, HTTP/2 on one listener, with bounds on
-//! how many there are, how long a head may take and how long an answer may lie untaken, and an end in
-//! order.
+//! how many there are, how long a head may take, how long a connection may rest and how long an answer
+//! may lie untaken, and an end in order.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,7 +21,9 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tower::Service;
 
 use crate::config::{self, millis};
 
@@ -36,6 +39,8 @@ const PREFACE_INTERVAL: Duration = Duration::from_millis(5);
 #[derive(Debug, Clone, Copy)]
 pub struct ServeOptions {
     pub header_timeout: Duration,
+    /// How long a connection may rest between two requests (HTTP/1.1).
+    pub idle_timeout: Duration,
     /// How long the peer may leave what it was sent untaken. The kernel's own patience is a quarter
     /// of an hour, and until then the answer takes memory.
     pub write_timeout: Duration,
@@ -48,6 +53,7 @@ impl ServeOptions {
     pub fn new(config: &config::Http) -> Self {
         Self {
             header_timeout: millis(config.header_timeout_ms),
+            idle_timeout: millis(config.idle_timeout_ms),
             write_timeout: millis(config.write_timeout_ms),
             drain_timeout: millis(config.drain_timeout_ms),
             connections_max: config.connections_max,
@@ -96,7 +102,8 @@ pub async fn serve(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(options.header_timeout)
+        // To hyper a rest and a head that does not come are one; Connection tells them apart.
+        .header_read_timeout(options.idle_timeout)
         .max_buf_size(HEAD_BYTES_MAX);
     builder
         .http2()
@@ -126,8 +133,8 @@ struct Acceptor {
 
 impl<S: Send + 'static> Accept<TcpStream, S> for Acceptor {
     type Stream = Connection;
-    type Service = S;
-    type Future = Pin<Box<dyn Future<Output = io::Result<(Connection, S)>> + Send>>;
+    type Service = HeadCounter<S>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<(Connection, HeadCounter<S>)>> + Send>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
         let Self { options, places, metrics, shutdown } = self.clone();
@@ -137,23 +144,91 @@ impl<S: Send + 'static> Accept<TcpStream, S> for Acceptor {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             };
             metrics.open.inc();
-            let connection = Connection { stream, _place: place, open: metrics.open };
+            let heads = Arc::new(AtomicU64::new(0));
+            let mut connection = Connection {
+                stream,
+                _place: place,
+                open: metrics.open,
+                header_timeout: None,
+                heads: heads.clone(),
+                answered: 0,
+                head: None,
+                cut: None,
+            };
             connection.stream.set_nodelay(true)?;
             SockRef::from(&connection.stream).set_tcp_user_timeout(Some(options.write_timeout))?;
-            tokio::select! {
+            let spoken = tokio::select! {
                 spoken = tokio::time::timeout(options.header_timeout, spoken(&connection.stream)) => spoken??,
                 () = shutdown.cancelled() => return Err(io::ErrorKind::Interrupted.into()),
+            };
+            if spoken == Spoken::Http1 {
+                connection.header_timeout = Some(options.header_timeout);
             }
-            Ok((connection, service))
+            Ok((connection, HeadCounter { service, heads }))
         })
     }
 }
 
-/// A connection that keeps its place until it is closed.
+/// Counts the heads of a connection that have come whole.
+#[derive(Clone)]
+struct HeadCounter<S> {
+    service: S,
+    heads: Arc<AtomicU64>,
+}
+
+impl<R, S: Service<R>> Service<R> for HeadCounter<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.service.poll_ready(context)
+    }
+
+    fn call(&mut self, request: R) -> S::Future {
+        self.heads.fetch_add(1, Ordering::Relaxed);
+        self.service.call(request)
+    }
+}
+
+/// A connection that keeps its place until it is closed, and is closed where a head that has begun does
+/// not come whole in time.
 struct Connection {
     stream: TcpStream,
     _place: OwnedSemaphorePermit,
     open: Gauge,
+    /// HTTP/2 has no heads in this sense: its pings find who is gone.
+    header_timeout: Option<Duration>,
+    /// Heads that have come whole, and how many of them had when something was last sent.
+    heads: Arc<AtomicU64>,
+    answered: u64,
+    /// How many heads there had been when the first byte of the next came, and when that must be whole.
+    head: Option<(u64, Instant)>,
+    cut: Option<Pin<Box<Sleep>>>,
+}
+
+impl Connection {
+    /// Bytes came: between two requests they are the next one's head.
+    fn came(&mut self) {
+        let Some(timeout) = self.header_timeout else { return };
+        let heads = self.heads.load(Ordering::Relaxed);
+        if heads == self.answered && self.head.is_none_or(|(before, _)| before != heads) {
+            self.head = Some((heads, Instant::now() + timeout));
+        }
+    }
+
+    /// Nothing comes: ready once it has been waited for long enough.
+    fn waits(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        match self.head {
+            Some((before, due)) if before == self.heads.load(Ordering::Relaxed) => {
+                self.cut.get_or_insert_with(|| Box::pin(sleep_until(due))).as_mut().poll(context)
+            }
+            _ => {
+                self.cut = None;
+                Poll::Pending
+            }
+        }
+    }
 }
 
 impl Drop for Connection {
@@ -168,7 +243,14 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.came();
+        } else if read.is_pending() && self.waits(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
     }
 }
 
@@ -178,6 +260,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.answered = self.heads.load(Ordering::Relaxed);
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -186,6 +269,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.answered = self.heads.load(Ordering::Relaxed);
         Pin::new(&mut self.stream).poll_write_vectored(context, parts)
     }
 
@@ -202,16 +286,24 @@ impl AsyncWrite for Connection {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spoken {
+    Http1,
+    Http2,
+}
+
 /// Returns once the first bytes are the whole preface, or cannot become it.
-async fn spoken(stream: &TcpStream) -> io::Result<()> {
+async fn spoken(stream: &TcpStream) -> io::Result<Spoken> {
     let mut first = [0; H2_PREFACE.len()];
     loop {
         let count = stream.peek(&mut first).await?;
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if count == first.len() || !H2_PREFACE.starts_with(&first[..count]) {
-            return Ok(());
+        if !H2_PREFACE.starts_with(&first[..count]) {
+            return Ok(Spoken::Http1);
+        } else if count == first.len() {
+            return Ok(Spoken::Http2);
         }
         tokio::time::sleep(PREFACE_INTERVAL).await;
     }

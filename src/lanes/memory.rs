@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 use super::Lanes;
 use super::reply::{Frozen, Marks};
 use crate::domain::ids::{EntityKey, LaneId};
+use crate::domain::testimony::Testimony;
 
 /// Whether a lane can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,20 +17,6 @@ pub(super) enum Standing {
     Open,
     Frozen(Frozen),
     Missing,
-}
-
-/// What a process remembers of a lane.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Testimony {
-    /// The highest that it has seen; epoch 0: nothing.
-    pub epoch: u32,
-    pub seq: u64,
-    /// The highest mark of that epoch that it has seen.
-    pub logged: u64,
-    /// Orders above `logged` of which it has told somebody, each by the seq that it then had.
-    pub orders: Vec<(u64, EntityKey)>,
-    /// It told of more than it may keep: up to this seq some are not in `orders`; 0: all are.
-    pub unlisted: u64,
 }
 
 #[derive(Default)]
@@ -151,5 +138,43 @@ impl Lanes {
         let lanes = self.lanes.lock().expect("no panic while the lanes are locked");
         let unsettled = lanes.iter().filter(|(_, lane)| !lane.watch.memory.is_settled());
         unsettled.map(|(id, _)| id.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marks(epoch: u32, seq: u64, logged: u64) -> Marks {
+        Marks { epoch, seq, logged, ..Marks::default() }
+    }
+
+    #[test]
+    fn what_kafka_may_not_have_is_not_to_be_forgotten() {
+        let memory = Memory::default();
+        assert!(memory.is_settled(), "nothing was seen");
+        memory.learn(marks(1, 5, 4));
+        assert!(!memory.is_settled());
+        memory.see(marks(1, 4, 4), Standing::Frozen(Frozen::Behind));
+        assert_eq!((memory.seen(), memory.is_settled()), (Some((1, 5)), false), "it has lost it");
+        memory.see(Marks::default(), Standing::Missing);
+        assert_eq!((memory.seen(), memory.is_settled()), (Some((1, 5)), false));
+        memory.learn(marks(2, 4, 4));
+        assert_eq!(
+            (memory.seen(), memory.is_settled()),
+            (Some((2, 4)), true),
+            "it was opened anew"
+        );
+        memory.learn(marks(1, 9, 9));
+        assert_eq!(memory.seen(), Some((2, 4)), "an old answer that comes late");
+    }
+
+    #[test]
+    fn a_lane_that_was_never_there_is_not_gone() {
+        let memory = Memory::default();
+        assert!(!memory.see(Marks::default(), Standing::Missing));
+        assert!(!memory.see(marks(1, 1, 0), Standing::Open));
+        assert!(memory.see(Marks::default(), Standing::Missing));
+        assert!(memory.see(marks(1, 1, 0), Standing::Open), "it is back");
     }
 }

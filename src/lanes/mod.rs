@@ -11,7 +11,7 @@ mod connection;
 mod keys;
 pub mod look;
 mod marks;
-pub mod memory;
+mod memory;
 mod metrics;
 pub mod outbox;
 mod proof;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use redis::FromRedisValue;
 
 use super::command::{encode_lines, optional, word};
+use super::reply::Frozen;
 use super::{LaneError, LaneKeys, Lanes};
 use crate::domain::event::RebuildToken;
 use crate::domain::ids::{EntityKey, LaneId};
@@ -24,19 +25,25 @@ pub struct Claim {
 /// A lane as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Why it is frozen, in a word; empty where it is open, `missing` where it is not there.
-    pub why: String,
+    pub is_there: bool,
+    /// Why it is frozen, where it is.
+    pub frozen: Option<Frozen>,
     pub epoch: u32,
     pub seq: u64,
 }
 
 impl Found {
     pub fn is_open(&self) -> bool {
-        self.why.is_empty()
+        self.is_there && self.frozen.is_none()
     }
 
-    pub fn is_there(&self) -> bool {
-        self.why != "missing"
+    /// Why it is not open, in a word.
+    pub fn why(&self) -> &'static str {
+        match self.frozen {
+            _ if !self.is_there => MISSING,
+            Some(why) => why.as_str(),
+            None => "open",
+        }
     }
 }
 
@@ -72,6 +79,9 @@ impl Part {
     }
 }
 
+/// As the script says of a lane that is not there.
+const MISSING: &str = "missing";
+
 type Reply = (String, String, String, String);
 
 impl Lanes {
@@ -83,15 +93,15 @@ impl Lanes {
         let (why, epoch, seq): (Option<String>, Option<String>, Option<String>) =
             FromRedisValue::from_redis_value(value)
                 .map_err(|e| LaneError::Protocol(e.to_string()))?;
-        let why = if epoch.is_some() { why.unwrap_or_default() } else { "missing".to_owned() };
-        found(why, &epoch.unwrap_or_default(), &seq.unwrap_or_default())
+        let why = if epoch.is_some() { why.unwrap_or_default() } else { MISSING.to_owned() };
+        found(&why, &epoch.unwrap_or_default(), &seq.unwrap_or_default())
     }
 
     /// Claims the lane for whoever has taken its next epoch. With `freeze`, one that is open is frozen.
     pub async fn claim(&self, claim: &Claim, freeze: bool) -> Result<Claimed, LaneError> {
         let (outcome, why, epoch, seq) = self.recover(claim, "claim", &[flag(freeze)]).await?;
         match outcome.as_str() {
-            "ok" => Ok(Claimed::Ours(found(why, &epoch, &seq)?)),
+            "ok" => Ok(Claimed::Ours(found(&why, &epoch, &seq)?)),
             "open" => Ok(Claimed::Open),
             "lost" => Ok(Claimed::Lost),
             other => Err(LaneError::Protocol(other.to_owned())),
@@ -158,14 +168,18 @@ impl Lanes {
     }
 }
 
-fn found(why: String, epoch: &str, seq: &str) -> Result<Found, LaneError> {
+fn found(why: &str, epoch: &str, seq: &str) -> Result<Found, LaneError> {
     // A lane that is not there has neither.
     let number = |text: &str| match text {
         "" => Ok(0),
         text => text.parse::<u64>().map_err(|_| LaneError::Protocol(format!("number {text}"))),
     };
     let epoch = u32::try_from(number(epoch)?).map_err(|e| LaneError::Protocol(e.to_string()))?;
-    Ok(Found { why, epoch, seq: number(seq)? })
+    let frozen = match why {
+        "" | MISSING => None,
+        why => Some(why.parse()?),
+    };
+    Ok(Found { is_there: why != MISSING, frozen, epoch, seq: number(seq)? })
 }
 
 fn flag(value: bool) -> String {

@@ -18,6 +18,7 @@ mod reconciliations;
 mod refunds;
 mod row;
 mod sales;
+mod witnesses;
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -43,6 +44,7 @@ pub use rebuild::{Note, Outcome, RecordedLane, Report};
 pub use reconciliations::{Difference, LaneLock};
 pub use refunds::{Refund, RefundCursor, RefundFilter};
 pub use sales::{Sale, SaleLane, SaleLock, digest};
+pub use witnesses::{Asked, Testimonies};
 
 /// Longest that an open transaction may sit idle before the database ends it: a definition that
 /// waits for a lane which never answers must not hold its lock for ever.

@@ -46,6 +46,8 @@ pub struct SkuBooks {
     /// `None` where the lane has left Redis.
     pub redis: Option<Units>,
     pub recorded: SkuFigures,
+    /// What events moved that are not recorded yet.
+    pub on_its_way: Units,
 }
 
 /// What a check found in one lane.
@@ -246,6 +248,15 @@ fn undecided(live: &Live, figures: &Figures) -> Option<String> {
 }
 
 impl LaneBooks {
+    /// With Redis as a rebuild would make it.
+    pub fn repaired(&self) -> Self {
+        let mut repaired = self.clone();
+        for sku in &mut repaired.skus {
+            sku.redis = Some(sku.recorded.counters + sku.on_its_way);
+        }
+        repaired
+    }
+
     pub(super) fn differs(&mut self, what: &'static str, subject: String, detail: String) {
         self.differences.push(Difference { what, subject, detail });
     }
@@ -281,7 +292,7 @@ impl LaneBooks {
         for (what, detail) in found {
             self.differs(what, sku.to_string(), detail);
         }
-        self.skus.push(SkuBooks { sku: sku.clone(), redis, recorded });
+        self.skus.push(SkuBooks { sku: sku.clone(), redis, recorded, on_its_way });
     }
 }
 

@@ -2,7 +2,7 @@
 //! was written anew from the ledger and proven.
 //!
 //! ```text
-//!   take the next epoch (database) ─▶ claim the lane (Redis) ─▶ drain its outbox (Kafka)
+//!   ask who has seen what ─▶ take the next epoch (database) ─▶ claim the lane (Redis) ─▶ drain its outbox (Kafka)
 //!     ─▶ seal the older epochs (Kafka) ─▶ wait for the writer at the seal
 //!     ─▶ Redis stands where the ledger does? open it : fold, write, prove, open
 //! ```
@@ -14,7 +14,7 @@
 //!
 //! Where something is in doubt the lane stays frozen, and a report says why: an operator decides.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -29,9 +29,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::books::CheckError;
 use super::scan::scan;
+use crate::bus::BusError;
 use crate::bus::producer::{Producer, SendError};
 use crate::bus::record::{Record, encode, encode_seal};
-use crate::config::{self, millis};
+use crate::config::{self, Config, millis};
 use crate::domain::event::{RebuildToken, Seal};
 use crate::domain::ids::{EntityKey, IdSecret, LaneId};
 use crate::domain::names::{BuyerId, KeyName, Sku};
@@ -43,10 +44,11 @@ use crate::lanes::recovery::{
     Claim, Claimed, Found, Part, adjustment_record, order_record, refund_note, return_note,
     stock_record, units_record,
 };
-use crate::lanes::reply::{Defined, ReplyError};
+use crate::lanes::reply::{Defined, Frozen, ReplyError};
 use crate::lanes::{LaneError, Lanes, outbox};
 use crate::ledger::{
-    Catalog, LaneMark, Ledger, LedgerError, Note, Outcome, RecordedLane, Report, Sale, digest,
+    Catalog, LaneMark, Ledger, LedgerError, Note, Outcome, RecordedLane, Report, Sale, Testimonies,
+    digest,
 };
 
 /// Who is named in reports of what nobody asked for.
@@ -186,6 +188,8 @@ struct Shared {
     catalog: Catalog,
     producer: Producer,
     options: config::Reconciler,
+    /// A process that gave no sign for so long is not waited for.
+    gone_after: Duration,
     metrics: Metrics,
 }
 
@@ -194,16 +198,20 @@ struct Shared {
 pub struct Recovery(Arc<Shared>);
 
 impl Recovery {
+    /// # Errors
+    /// A setting of Kafka's that is unknown or may not be changed, by its name.
     pub fn new(
         lanes: Lanes,
         ledger: Ledger,
         catalog: Catalog,
-        producer: Producer,
-        options: config::Reconciler,
+        config: &Config,
         registry: &mut Registry,
-    ) -> Self {
-        let metrics = Metrics::register(registry);
-        Self(Arc::new(Shared { lanes, ledger, catalog, producer, options, metrics }))
+    ) -> Result<Self, BusError> {
+        let (options, metrics) = (config.reconciler.clone(), Metrics::register(registry));
+        let producer = Producer::new(&config.kafka)?;
+        let gone_after = millis(config.witness.gone_after_ms);
+        let shared = Shared { lanes, ledger, catalog, producer, options, gone_after, metrics };
+        Ok(Self(Arc::new(shared)))
     }
 
     /// Looks for frozen and missing lanes and recovers them, until shut down. What it is at then is
@@ -214,7 +222,7 @@ impl Recovery {
         let mut running: JoinSet<(LaneId, Option<Outcome>)> = JoinSet::new();
         // Lanes that are not to be looked at before then; and those among them that are in doubt.
         let mut resting: HashMap<LaneId, Option<Instant>> = HashMap::new();
-        let mut in_doubt: BTreeMap<LaneId, ()> = BTreeMap::new();
+        let mut in_doubt: BTreeSet<LaneId> = BTreeSet::new();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -222,20 +230,26 @@ impl Recovery {
                     let Ok((lane, outcome)) = ended else { continue };
                     if outcome.is_none_or(Outcome::is_open) {
                         resting.remove(&lane);
-                        in_doubt.remove(&lane);
                     } else {
                         let again = Instant::now() + millis(self.0.options.recovery_retry_ms);
                         resting.insert(lane.clone(), Some(again));
                         if outcome == Some(Outcome::InDoubt) {
-                            in_doubt.insert(lane, ());
+                            in_doubt.insert(lane);
                         }
                     }
-                    self.0.metrics.in_doubt.set(in_doubt.len() as i64);
                 }
                 _ = looks.tick() => {
                     let now = Instant::now();
                     resting.retain(|_, until| until.is_none_or(|until| until > now));
-                    for lane in self.frozen().await {
+                    let frozen = match self.frozen().await {
+                        Ok(frozen) => frozen,
+                        Err(error) => {
+                            tracing::debug!(%error, "it is not known which lanes are frozen");
+                            continue;
+                        }
+                    };
+                    in_doubt.retain(|lane| frozen.contains(lane));
+                    for lane in frozen {
                         if running.len() < self.0.options.recoveries_max && !resting.contains_key(&lane) {
                             resting.insert(lane.clone(), None);
                             let recovery = self.clone();
@@ -244,34 +258,32 @@ impl Recovery {
                     }
                 }
             }
+            self.0.metrics.in_doubt.set(in_doubt.len() as i64);
             self.0.metrics.running.set(running.len() as i64);
         }
     }
 
-    /// Lanes that nobody can sell from, as far as Redis says so.
-    async fn frozen(&self) -> Vec<LaneId> {
-        let mut frozen = Vec::new();
+    /// Lanes that nobody can sell from.
+    async fn frozen(&self) -> Result<BTreeSet<LaneId>, LaneError> {
+        let mut frozen = BTreeSet::new();
         for sale in self.0.catalog.sales().iter().filter(|sale| !sale.phase.archived) {
             for lane in sale.lane_ids() {
-                match self.0.lanes.find(&lane).await {
-                    Ok(found) if !found.is_open() => frozen.push(lane),
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::debug!(%lane, %error, "it is not known whether a lane is frozen");
-                        return frozen;
-                    }
+                if !self.0.lanes.find(&lane).await?.is_open() {
+                    frozen.insert(lane);
                 }
             }
         }
-        frozen
+        Ok(frozen)
     }
 
-    /// Recovers a lane that was seen frozen; `None`: there is nothing to do, or another process does it.
+    /// Recovers a lane that was seen frozen; `None`: there was nothing to do.
     async fn attend(&self, lane: LaneId) -> (LaneId, Option<Outcome>) {
         let outcome = match self.recover(&lane, &Wish::automatic()).await {
             Ok(report) => report.map(|report| report.outcome),
-            Err(RecoveryError::Busy) => None,
-            Err(_) => Some(Outcome::Failed),
+            Err(error) => {
+                tracing::debug!(%lane, %error, "not recovered");
+                Some(Outcome::Failed)
+            }
         };
         (lane, outcome)
     }
@@ -310,8 +322,9 @@ impl Recovery {
         let began = Instant::now();
         let marks = self.marks(lane).await?;
         let mut report = Report::begin(lane, marks.sealed_epoch, &wish.actor);
-        report.why = if found.is_open() { "operator".to_owned() } else { found.why };
-        let attempt = Attempt { recovery: self, sale: &sale, lane, wish, marks };
+        report.why = if found.is_open() { Frozen::Operator.as_str() } else { found.why() }.into();
+        let is_open = found.is_open();
+        let attempt = Attempt { recovery: self, sale: &sale, lane, wish, marks, is_open };
         let attempted = attempt.run(&mut report).await;
         match &attempted {
             Ok(Some(outcome)) => report.outcome = *outcome,
@@ -381,6 +394,8 @@ struct Attempt<'a> {
     wish: &'a Wish,
     /// As the database had them before.
     marks: LaneMark,
+    /// It was not frozen before this.
+    is_open: bool,
 }
 
 impl Attempt<'_> {
@@ -396,6 +411,8 @@ impl Attempt<'_> {
         if self.is_in_doubt(report).await? {
             return Ok(Some(Outcome::InDoubt));
         }
+        // A claim of a lane that is gone begins its next epoch, by which processes forget the last one.
+        let mut heard = if self.is_open { None } else { Some(self.ask().await?) };
         let token = RebuildToken::new(rand::random());
         let taken = ledger.within_patience(ledger.take_epoch(self.lane, self.marks.epoch, token));
         let epoch = taken.await?.ok_or(RecoveryError::Lost)?;
@@ -406,13 +423,19 @@ impl Attempt<'_> {
             Claimed::Lost => return Err(RecoveryError::Lost),
         };
         report.epoch = Some(epoch);
-        report.seq_before = found.is_there().then_some(found.seq);
+        report.seq_before = found.is_there.then_some(found.seq);
         let secret = self.shared().catalog.secret(self.sale.secret_version).await?;
         let secret = secret.ok_or(RecoveryError::Unknown)?;
+        let heard = match heard.take() {
+            Some(heard) => heard,
+            None => self.ask().await?,
+        };
         self.drain(&found, &secret).await?;
         let recorded = self.seal(&claim).await?;
         report.seq = Some(recorded);
-        if !self.wish.rebuild && self.has_lost_nothing(&found, recorded) {
+        self.note_losses(&found, recorded, &heard, &secret, report);
+        let has_lost_nothing = report.lost_max == 0 && self.is_whole(&found, recorded);
+        if has_lost_nothing && !self.wish.rebuild {
             return match lanes.open(&claim, recorded).await? {
                 true => Ok(Some(Outcome::Opened)),
                 false => Err(RecoveryError::Lost),
@@ -422,7 +445,40 @@ impl Attempt<'_> {
             return Ok(Some(Outcome::InDoubt));
         }
         self.rebuild(&claim, recorded, &secret).await?;
+        if !heard.unheard.is_empty() {
+            report.detail = format!("not heard: instances {}", heard.unheard.join(", "));
+        }
         Ok(Some(Outcome::Rebuilt))
+    }
+
+    /// What every live process has seen of the lane.
+    async fn ask(&self) -> Result<Testimonies, RecoveryError> {
+        let Shared { ledger, gone_after, .. } = self.shared();
+        Ok(ledger.within_patience(ledger.testimonies(self.lane, *gone_after)).await?)
+    }
+
+    /// What was answered of the epoch that ends here, and is nowhere any more.
+    fn note_losses(
+        &self,
+        found: &Found,
+        recorded: u64,
+        heard: &Testimonies,
+        secret: &IdSecret,
+        report: &mut Report,
+    ) {
+        // One that died after its seal left the lane under the epoch before.
+        let is_kept = found.is_there && found.frozen != Some(Frozen::Rebuild);
+        let epoch = if is_kept { found.epoch } else { self.marks.sealed_epoch };
+        let heard: Vec<_> =
+            heard.heard.iter().map(|(_, told)| told).filter(|told| told.epoch == epoch).collect();
+        let in_redis = if found.epoch == epoch { found.seq } else { 0 };
+        let seen = heard.iter().map(|told| told.seq).fold(in_redis, u64::max);
+        report.lost_max = seen.saturating_sub(recorded);
+        let told = heard.iter().flat_map(|told| &told.orders);
+        let lost: BTreeSet<_> =
+            told.filter(|(seq, _)| *seq > recorded).map(|(_, key)| *key).collect();
+        let id = |key| secret.order_id(self.lane, key).to_string();
+        report.lost_orders = lost.into_iter().map(id).collect();
     }
 
     async fn is_in_doubt(&self, report: &mut Report) -> Result<bool, RecoveryError> {
@@ -434,9 +490,9 @@ impl Attempt<'_> {
         Ok(!doubts.is_empty() && despite < Despite::Everything)
     }
 
-    fn has_lost_nothing(&self, found: &Found, recorded: u64) -> bool {
-        let is_whole = found.is_there() && found.why != "rebuild";
-        is_whole && (found.epoch, found.seq) == (self.marks.sealed_epoch, recorded)
+    fn is_whole(&self, found: &Found, recorded: u64) -> bool {
+        let has_all_keys = found.is_there && found.frozen != Some(Frozen::Rebuild);
+        has_all_keys && (found.epoch, found.seq) == (self.marks.sealed_epoch, recorded)
     }
 
     fn partition(&self) -> Result<i32, RecoveryError> {

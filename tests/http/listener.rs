@@ -34,6 +34,40 @@ async fn a_head_that_does_not_come_is_not_waited_for() {
     }
 }
 
+const LIVEZ: &str = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n";
+
+/// Asks whether the service lives, and reads the answer.
+async fn ask(connection: &mut TcpStream) {
+    connection.write_all(LIVEZ.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(br#"{"status":"live"}"#) {
+        assert!(connection.read_buf(&mut answer).await.unwrap() > 0, "it hung up");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_may_rest_for_longer_than_a_head_may_take() {
+    let stack = Stack::with("rest", |config| config.http.header_timeout_ms = 200).await;
+    let mut connection = connect(&stack).await;
+    ask(&mut connection).await;
+    tokio::time::sleep(Duration::from_millis(500)).await; // the rest itself
+    ask(&mut connection).await;
+    let (began, (half, _)) = (Instant::now(), LIVEZ.split_at(20));
+    connection.write_all(half.as_bytes()).await.unwrap();
+    rest(&mut connection).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_connection_does_not_rest_for_ever() {
+    let stack = Stack::with("idle", |config| config.http.idle_timeout_ms = 200).await;
+    let mut connection = connect(&stack).await;
+    ask(&mut connection).await;
+    let began = Instant::now();
+    rest(&mut connection).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
 #[tokio::test]
 async fn a_body_that_does_not_come_is_408_and_nothing_was_done() {
     let stack = Stack::with("body", |config| config.http.body_timeout_ms = 200).await;

@@ -7,6 +7,7 @@ mod checks;
 mod conservation;
 mod dead_letters;
 mod durability;
+mod frozen;
 mod health;
 mod history;
 mod life;

@@ -13,6 +13,7 @@ use holdfast::lanes::reply::Marks;
 use holdfast::lanes::{Lanes, outbox};
 use holdfast::ledger::catalog::CatalogMetrics;
 use holdfast::ledger::{Batch, Catalog, LaneMove, Ledger, Scope};
+use holdfast::reconciler::rebuild::Recovery;
 use holdfast::telemetry::health::{Condition, Health, Part};
 use prometheus_client::registry::Registry;
 use reqwest::header::HeaderMap;
@@ -95,10 +96,14 @@ impl Stack {
         for part in [Part::Redis, Part::Kafka, Part::Database] {
             health.set_part(part, Condition::Up, "");
         }
+        let recovery =
+            Recovery::new(lanes.clone(), ledger.clone(), catalog.clone(), &config, &mut registry)
+                .unwrap();
         let api = Api::new(
             lanes.clone(),
             ledger.clone(),
             catalog.clone(),
+            recovery,
             Admission::new(&config.admission, &mut registry),
             health.clone(),
             Options::new(&config),

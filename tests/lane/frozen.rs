@@ -3,7 +3,9 @@
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use holdfast::domain::durability::Durability;
 use holdfast::domain::order::Order;
 use holdfast::lanes::command::Command;
 use holdfast::lanes::reply::{Frozen, Marks, Reserved};
@@ -13,7 +15,7 @@ use redis::AsyncCommands;
 use crate::failures::{busy_on, every_command};
 use crate::raw::dump;
 use crate::redis_server::RedisServer;
-use crate::sale::{EPOCH, Outcome, Sale, definition, held, lanes, options, wait_until};
+use crate::sale::{EPOCH, Outcome, PATIENCE, Sale, definition, held, lanes, options, wait_until};
 
 /// A Redis whose files outlive its process; every process of it is met at one address.
 struct Restarting {
@@ -385,4 +387,20 @@ async fn orders_told_of_are_remembered_until_kafka_has_them() {
     other.lanes.get(third.id.clone()).await.unwrap();
     assert_eq!(other.lanes.testimony(&sale.lane).orders, [(third.seq, third.id.key())]);
     assert_eq!(other.lanes.unsettled(), [sale.lane.clone()]);
+}
+
+#[tokio::test]
+async fn who_waits_for_a_lane_hears_nothing_from_it_while_it_is_frozen() {
+    let sale = Sale::of(&[("phone", 9)]).await;
+    held(sale.reserve("ann", "k", &[("phone", 1)]).await);
+    let known = sale.lanes.marks(&sale.lane).await.unwrap();
+    let wait = |timeout| sale.lanes.wait_for(&sale.lane, Durability::Logged, 2, known, timeout);
+    let freeze = async |why: &str| -> () {
+        sale.redis.clone().hset(sale.keys().lane(), "frozen", why).await.unwrap()
+    };
+    freeze("operator").await;
+    assert!(matches!(sale.advance("relay", 2, 2).await, Advance::Leased { .. }));
+    assert_eq!(wait(Duration::from_millis(300)).await, None, "it may have forgotten that event");
+    let (heard, ()) = tokio::join!(wait(PATIENCE), freeze(""));
+    assert!(heard.is_some_and(|marks| marks.logged == 2), "{heard:?}");
 }

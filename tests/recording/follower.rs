@@ -7,7 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use crate::support::{Lane, Stack, until};
-use holdfast::domain::event::{Body, Event};
+use holdfast::bus::record::encode_seal;
+use holdfast::domain::event::{Body, Event, RebuildToken, Seal};
 use holdfast::domain::order::Status;
 
 /// The example as a process, and what it has printed.
@@ -103,8 +104,9 @@ async fn a_follower_sees_each_event_of_an_order_once_and_in_order() {
     let after = [far.held("x"), far.held("y"), far.held("z")];
     stack.send(&far, &[defined, before.clone()]).await;
     stack.send(&far, &echoes[1..2]).await; // waits for the first, in vain
-    stack.send(&far, &after[..1]).await;
-    stack.send(&far, &echoes[1..]).await; // of an epoch that has ended
+    let (lane, token, at) = (far.id.clone(), RebuildToken::new(7), before.at);
+    stack.send_records(1, &[encode_seal(&Seal { lane, epoch: 2, token, at })]).await;
+    stack.send(&far, &echoes).await; // of an epoch that has ended
     stack.send(&far, &after).await;
     follower.until_seen(&far, &after[2]).await;
     assert_eq!(follower.seen(&far), ids_of_orders([&before].into_iter().chain(&after)));

@@ -5,6 +5,7 @@ mod follower;
 mod ledger;
 mod pipeline;
 mod reconciler;
+mod recovery;
 #[path = "../support/shopper.rs"]
 mod shopper;
 mod support;

@@ -104,6 +104,11 @@ impl Stack {
         }
     }
 
+    /// One that goes on as a lane in Redis would, after event `seq`.
+    pub fn lane_of(&self, id: &LaneId, seq: u64) -> Lane {
+        Lane { id: id.clone(), partition: 1, epoch: 1, seq, secret: self.secret.clone() }
+    }
+
     pub fn options(&self) -> Options {
         Options {
             kafka: self.kafka.clone(),

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::support::{Lane, PARTITIONS, Stack, actor, metric, sku, until};
 use holdfast::bus::consumer::{Consumer, ConsumerMetrics};
-use holdfast::bus::record::encode;
+use holdfast::bus::record::{encode, encode_seal};
 use holdfast::bus::topic;
-use holdfast::domain::event::{Event, SaleStep};
+use holdfast::domain::event::{Event, RebuildToken, SaleStep, Seal};
 use holdfast::domain::ids::AdjustmentId;
 use holdfast::domain::order::Status;
 use holdfast::domain::stock::Counters;
@@ -206,6 +206,48 @@ async fn a_step_that_no_order_can_take_is_a_dead_letter_and_not_in_the_books() {
     let next = lane.held("b");
     stack.send(&lane, &[next]).await;
     stack.until_recorded(&lane, 4).await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_after_a_seal_of_the_epoch_before_is_not_applied() {
+    let stack = Stack::new("sealed").await;
+    let (mut lane, mut other) = (stack.lane("s", 0).await, stack.lane("other", 0).await);
+    let token = RebuildToken::new(0x1234);
+    let taken = stack.ledger.take_epoch(&lane.id, 1, token).await.unwrap();
+    assert_eq!(taken, Some(2));
+    assert_eq!(stack.ledger.take_epoch(&lane.id, 1, token).await.unwrap(), None, "it is taken");
+
+    // Its own epoch ends at the seal, not when the next one is given out.
+    let first = [lane.defined(9), lane.held("a")];
+    let (mut zombie, gap) = (copy(&lane), lane.held("never sent"));
+    let parked = lane.held("parked");
+    let at = first[1].at;
+    let seal = |epoch, token| encode_seal(&Seal { lane: gap.lane.clone(), epoch, token, at });
+    stack.send(&lane, &first).await;
+    stack.send(&lane, std::slice::from_ref(&parked)).await;
+    stack.send_records(0, &[seal(2, token)]).await;
+    let echo = zombie.held("zombie");
+    stack.send(&zombie, &[echo]).await;
+    (lane.epoch, lane.seq) = (2, 2);
+    let next = [lane.held("b"), lane.held("c")];
+    stack.send(&lane, &next).await;
+    // Again, as after a rewind; of an epoch that was never given out; with another token.
+    stack.send_records(0, &[seal(2, token), seal(3, token)]).await;
+    stack.send_records(0, &[seal(2, RebuildToken::new(0x5678))]).await;
+    let story = other.story(5);
+    stack.send(&other, &story).await;
+    let writer = stack.writer();
+    stack.until_recorded(&other, other.seq).await;
+    assert_eq!(stack.recorded(&lane.id).await, Some(4));
+    let letters = ["stale-epoch", "stale-epoch", "unknown-epoch", "unknown-epoch"];
+    assert_eq!(stack.dead_letters().await, letters);
+    assert_eq!(stack.number("SELECT count(*) FROM parked").await, 0);
+    let of_parked = "SELECT epoch FROM dead_letters WHERE seq = 4";
+    assert_eq!(stack.number(of_parked).await, 1);
+    let sealed = "SELECT sealed_seq FROM lanes WHERE sale_id = 's' AND sealed_epoch = 2";
+    assert_eq!(stack.number(sealed).await, 2);
+    stack.check_books().await;
     writer.stop().await;
 }
 

@@ -1,5 +1,6 @@
 //! What an operator relies on.
 
+use redis::AsyncCommands;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
@@ -145,4 +146,88 @@ async fn metrics_are_open_metrics_and_on_the_inner_listener_only() {
     let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     let missing: Vec<_> = names.filter(|name| !operations.contains(&format!("`{name}`"))).collect();
     assert!(missing.is_empty(), "not in docs/operations.md: {missing:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sale_whose_redis_was_changed_is_repaired_by_an_operator() {
+    let deployment = Deployment::new(Servers::shared()).await;
+    let service = deployment.serve().await;
+    let sale = service.define(100, json!({})).await;
+    for n in 0..5 {
+        let placed = service.order(&sale, &format!("u-{n}"), "k", 1).await;
+        assert_eq!(placed.status, StatusCode::CREATED);
+    }
+    service.balanced_books(&sale).await;
+    let redis = redis::Client::open(deployment.servers.redis.as_str()).expect("a URL");
+    let mut redis = redis.get_multiplexed_async_connection().await.expect("Redis");
+    let stock = format!("hf1:{{{sale}/0}}:stock");
+    let _: () = redis.hset(&stock, "sku", "50 5 0 0  100").await.expect("written");
+
+    let path = format!("/v1/sales/{sale}/reconcile");
+    let repair = async |body: serde_json::Value| {
+        let answer = service.operate(Method::POST, &path, body).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+        answer.body["lanes"][0].clone()
+    };
+    let planned = repair(json!({"dry_run": true})).await;
+    assert_eq!(planned["repair"], "rebuild", "{planned}");
+    assert_eq!(planned["differences"][0]["what"], "redis-counters");
+    let available = |one: &serde_json::Value| one[0]["redis"]["available"].clone();
+    assert_eq!(
+        (available(&planned["before"]), available(&planned["after"])),
+        (json!(50), json!(95))
+    );
+    assert_eq!(service.stock(&sale).await, [55, 50, 5, 0], "a dry run changes nothing");
+
+    let done = repair(json!({})).await;
+    assert_eq!(done["repair"], "rebuilt", "{done}");
+    assert_eq!((available(&done["before"]), available(&done["after"])), (json!(50), json!(95)));
+    assert_eq!(service.stock(&sale).await, [100, 95, 5, 0]);
+    assert_eq!(service.order(&sale, "u-1", "k", 1).await.status, StatusCode::OK, "a replay");
+    assert_eq!(service.order(&sale, "u-9", "k", 1).await.status, StatusCode::CREATED);
+    let reports = deployment.run(&["rebuilds", "--sale", &sale]);
+    assert!(reports.contains("rebuilt\toperator\tops\tepoch 1 to 2"), "{reports}");
+    service.balanced_books(&sale).await;
+    assert_eq!(repair(json!({})).await["repair"], "none");
+
+    let counters = "UPDATE counters SET available = available - 1, held = held + 1";
+    sqlx::query(counters).execute(&deployment.database().await).await.expect("changed");
+    let refused = repair(json!({})).await;
+    assert_eq!(refused["repair"], "refused", "{refused}");
+    let forbidden = service.post(&path, json!({})).await;
+    assert_eq!(forbidden.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flushed_sale_comes_back_by_itself_and_is_rebuilt_on_demand() {
+    let deployment = Deployment::new(Servers::shared()).await;
+    let service = deployment.serve().await;
+    let (sale, other) = (service.define(9, json!({})).await, service.define(9, json!({})).await);
+    let placed = service.order(&sale, "u-1", "k", 2).await;
+    assert_eq!(placed.status, StatusCode::CREATED);
+    service.balanced_books(&sale).await;
+    let redis = redis::Client::open(deployment.servers.redis.as_str()).expect("a URL");
+    let mut redis = redis.get_multiplexed_async_connection().await.expect("Redis");
+    let keys: Vec<String> = redis.keys(format!("hf1:{{{sale}/0}}:*")).await.expect("keys");
+    let _: () = redis.del(keys).await.expect("deleted");
+    let mut frozen = 0;
+    eventually("the sale is open again", async || {
+        let next = service.order(&sale, "u-2", "k", 1).await;
+        frozen += u32::from(next.code() == "lane-frozen");
+        let elsewhere = service.order(&other, "u-1", "k", 1).await.status;
+        assert!(elsewhere.is_success(), "other lanes go on: {elsewhere}");
+        next.status == StatusCode::CREATED
+    })
+    .await;
+    println!("refused {frozen} times");
+    assert_eq!(service.stock(&sale).await, [9, 6, 3, 0]);
+    let again = service.order(&sale, "u-1", "k", 2).await;
+    assert_eq!((again.status, again.id()), (StatusCode::OK, placed.id()));
+
+    let report = deployment.run(&["rebuild", &sale]);
+    assert!(report.contains("rebuilt\toperator\tcommand-line\tepoch 2 to 3"), "{report}");
+    let reports = deployment.run(&["rebuilds", "--sale", &sale]);
+    assert!(reports.contains("rebuilt\tmissing\treconciler\tepoch 1 to 2"), "{reports}");
+    assert_eq!(service.order(&sale, "u-3", "k", 1).await.status, StatusCode::CREATED);
+    assert_eq!(service.balanced_books(&sale).await.len(), 3);
 }

@@ -1,0 +1,489 @@
+//! Lanes that are opened anew: as they were where Redis has lost nothing, else from the ledger, so
+//! that nobody can tell them from what they were.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use holdfast::bus::producer::Producer;
+use holdfast::bus::record::encode_seal;
+use holdfast::config::Config;
+use holdfast::domain::event::{RebuildToken, Seal};
+use holdfast::domain::order::Order;
+use holdfast::domain::time::Timestamp;
+use holdfast::lanes::LaneError;
+use holdfast::lanes::command::{Phase, PhaseChange};
+use holdfast::lanes::recovery::{Claim, Claimed, Part};
+use holdfast::lanes::reply::Reserved;
+use holdfast::ledger::{Outcome, Report};
+use holdfast::reconciler::rebuild::{Despite, Recovery, RecoveryError, Wish};
+use holdfast::witness::Witness;
+use prometheus_client::registry::Registry;
+use redis::AsyncCommands;
+use tokio_util::sync::CancellationToken;
+
+use crate::pipeline::{Pipeline, Role};
+use crate::shopper::Shopper;
+use crate::support::{actor, until};
+
+type Hash = BTreeMap<String, String>;
+
+/// All of a lane, in a form in which two that mean the same are the same.
+#[derive(Debug, PartialEq)]
+struct Image {
+    stock: Hash,
+    buyers: Hash,
+    orders: Hash,
+    adjustments: Hash,
+    /// Of orders that hold stock, and when each falls due.
+    deadlines: BTreeMap<String, String>,
+    lane: Hash,
+}
+
+/// Parts in order, since nothing depends on theirs.
+fn sorted(text: &str, separator: char) -> String {
+    let mut parts: Vec<_> = text.split(separator).collect();
+    parts.sort_unstable();
+    parts.join(&separator.to_string())
+}
+
+/// Status and due time (ms) of an order's record.
+fn due(record: &str) -> Option<String> {
+    let fields: Vec<_> = record.split(' ').collect();
+    let number = |index: usize| fields[index].parse::<u64>().expect("a number");
+    matches!(fields[0], "h" | "p").then(|| (number(2) + number(3)).to_string())
+}
+
+impl Pipeline {
+    fn recovery(&self) -> Recovery {
+        let mut config = Config { kafka: self.stack.kafka.clone(), ..self.config.clone() };
+        config.reconciler.recovery_retry_ms = 200;
+        let (lanes, ledger) = (self.lanes.clone(), self.stack.ledger.clone());
+        let registry = &mut Registry::default();
+        Recovery::new(lanes, ledger, self.catalog.clone(), &config, registry).expect("a recovery")
+    }
+
+    /// The role, as it looks for frozen lanes by itself.
+    fn recovering(&self) -> Role {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(self.recovery().run(stop.clone()));
+        Role { stop, task }
+    }
+
+    async fn image_of_lane(&self) -> Image {
+        let mut redis = self.redis().await;
+        let key = |part: &str| format!("hf1:{{{}}}:{part}", self.lane);
+        let mut hashes = Vec::new();
+        for part in ["stock", "buyers", "orders", "adjustments", "lane"] {
+            hashes.push(redis.hgetall::<_, Hash>(key(part)).await.expect("a hash"));
+        }
+        let [stock, mut buyers, mut orders, adjustments, mut lane] =
+            hashes.try_into().expect("five of them");
+        let due_times: Vec<(String, f64)> =
+            redis.zrange_withscores(key("deadlines"), 0, -1).await.expect("deadlines");
+        for units in buyers.values_mut() {
+            *units = sorted(units, ',');
+        }
+        let mut deadlines = BTreeMap::new();
+        for (key, record) in &mut orders {
+            let holds = due(record);
+            if let Some(expires) = holds {
+                let is_due = |(keys, at): &&(String, f64)| {
+                    let keys = keys.as_bytes().chunks(22);
+                    keys.into_iter().any(|one| one == key.as_bytes()) && at.to_string() == expires
+                };
+                assert!(due_times.iter().find(is_due).is_some(), "{key} falls due at {expires}");
+                deadlines.insert(key.clone(), expires);
+            }
+            let at = record.match_indices(' ').nth(11).expect("twelve fields before the notes").0;
+            *record = format!("{} {}", &record[..at], sorted(&record[at + 1..], ' '));
+        }
+        let own = [
+            "seq", "version", "digest", "opens", "closes", "hold", "grace", "longest", "limit",
+            "closed", "used",
+        ];
+        let paused = lane.get("paused").is_some_and(|paused| paused == "1");
+        lane.retain(|field, _| own.contains(&field.as_str()));
+        lane.retain(|_, value| !value.is_empty());
+        lane.insert("paused".to_owned(), paused.to_string());
+        Image { stock, buyers, orders, adjustments, deadlines, lane }
+    }
+
+    /// As after `FLUSHALL`.
+    async fn forget_lane(&self) {
+        self.restore(&[]).await;
+    }
+
+    async fn reports(&self) -> Vec<Report> {
+        self.stack.ledger.rebuilds(Some(&self.lane.sale), 100).await.expect("reports")
+    }
+
+    async fn until_sold_from(&self) {
+        until("the lane is open", || async { self.lanes.marks(&self.lane).await.is_ok() }).await;
+    }
+
+    async fn shop(&self, seed: u64, rounds: usize) {
+        let shop = async |number: u64| {
+            let (lanes, lane, secret) = (&self.lanes, &self.lane, &self.stack.secret);
+            let mut shopper = Shopper::new(lanes, lane, secret, &["sku"], seed + number);
+            for _ in 0..rounds {
+                shopper.shop().await;
+            }
+        };
+        join_all((0..4).map(shop)).await;
+    }
+
+    /// What an order answers to its own placement, sent again.
+    async fn replay(&self, key: &str) -> Order {
+        match self.reserve(key).await.outcome {
+            Reserved::Replayed(order) => order,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn wish(despite: Despite) -> Wish {
+    Wish { actor: actor(), rebuild: true, despite }
+}
+
+fn seed() -> u64 {
+    let seed = u64::from(rand::random::<u32>());
+    println!("seed {seed}");
+    seed
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_redis_lost_is_rebuilt_as_it_was() {
+    let pipeline = Pipeline::new("rebuilt", 300).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    let seed = seed();
+    pipeline.shop(seed, 60).await;
+    pipeline.reserve("replayed").await;
+    let phase = |change| Phase { change, actor: actor(), trace: None };
+    for change in [PhaseChange::Pause, PhaseChange::Resume, PhaseChange::Pause] {
+        pipeline.lanes.phase(&pipeline.lane, phase(change)).await.expect("an answer");
+    }
+    pipeline.until_recorded().await;
+    let before = pipeline.image_of_lane().await;
+    let marks = pipeline.lanes.marks(&pipeline.lane).await.expect("marks");
+    let replayed = pipeline.replay("replayed").await;
+
+    pipeline.forget_lane().await;
+    let frozen = pipeline.lanes.marks(&pipeline.lane).await;
+    assert!(matches!(frozen, Err(LaneError::Missing)), "{frozen:?}");
+    let recovering = pipeline.recovering();
+    pipeline.until_sold_from().await;
+    assert_eq!(pipeline.image_of_lane().await, before);
+    let [report] = &pipeline.reports().await[..] else { panic!("one report") };
+    let Report { epoch, why, outcome, seq, lost_max, .. } = report;
+    assert_eq!((epoch, why.as_str(), outcome), (&Some(2), "missing", &Outcome::Rebuilt));
+    assert_eq!((*seq, *lost_max), (Some(marks.seq), 0));
+    let after = pipeline.lanes.marks(&pipeline.lane).await.expect("marks");
+    assert_eq!((after.epoch, after.seq, after.recorded), (2, marks.seq, marks.seq));
+    assert_eq!(pipeline.replay("replayed").await, replayed);
+
+    pipeline.lanes.phase(&pipeline.lane, phase(PhaseChange::Resume)).await.expect("an answer");
+    pipeline.shop(seed + 100, 30).await;
+    pipeline.until_recorded().await;
+    recovering.stop().await;
+    relay.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deadlines_run_and_limits_count_after_a_rebuild() {
+    let pipeline = Pipeline::new("deadlines", 2).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    let held = pipeline.hold(50).await;
+    pipeline.until_recorded().await;
+    pipeline.forget_lane().await;
+    let recovering = pipeline.recovering();
+    pipeline.until_sold_from().await;
+    let sweeper = pipeline.sweeper();
+    until("all holds are ended", || async {
+        let stock = pipeline.lanes.stock(&pipeline.lane).await.expect("stock").outcome;
+        stock.skus[0].counters.held == 0
+    })
+    .await;
+    pipeline.until_recorded().await;
+    let last = held.iter().map(|order| order.expires_at).max().expect("some");
+    let early = "SELECT count(*) FROM ledger l JOIN orders o ON o.id = l.order_id
+        WHERE l.event = 'holdfast.order.expired' AND l.at < o.expires_at";
+    assert_eq!(pipeline.stack.number(early).await, 0, "none before {last}");
+    recovering.stop().await;
+    sweeper.stop().await;
+    relay.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_lost_nothing_is_opened_as_it_is() {
+    let pipeline = Pipeline::new("opened", 300).await;
+    let (relay, writer, recovering) =
+        (pipeline.relay(), pipeline.stack.writer(), pipeline.recovering());
+    let seed = seed();
+    pipeline.shop(seed, 30).await;
+    let before = pipeline.image_of_lane().await;
+    let mut redis = pipeline.redis().await;
+    let lane = format!("hf1:{{{}}}:lane", pipeline.lane);
+    let _: () = redis.hset(&lane, "run", "another").await.expect("written");
+    let began = Instant::now();
+    let frozen = pipeline.lanes.marks(&pipeline.lane).await;
+    assert!(matches!(frozen, Err(LaneError::Frozen(_))), "{frozen:?}");
+    pipeline.until_sold_from().await;
+    println!("open again after {:?}", began.elapsed());
+    assert_eq!(pipeline.image_of_lane().await, before);
+    let [report] = &pipeline.reports().await[..] else { panic!("one report") };
+    assert_eq!((report.why.as_str(), report.outcome), ("run", Outcome::Opened));
+    pipeline.shop(seed + 100, 30).await;
+    pipeline.until_recorded().await;
+    let epochs = "SELECT count(DISTINCT epoch) FROM ledger";
+    assert_eq!(pipeline.stack.number(epochs).await, 2);
+    recovering.stop().await;
+    relay.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_copy_is_not_sold_from_but_rebuilt_with_what_kafka_has() {
+    let pipeline = Pipeline::new("old_copy", 300).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    let seed = seed();
+    pipeline.shop(seed, 10).await;
+    let image = pipeline.image().await;
+    pipeline.shop(seed + 100, 20).await;
+    pipeline.until_recorded().await;
+    let before = pipeline.image_of_lane().await;
+    pipeline.restore(&image).await;
+    let frozen = pipeline.lanes.marks(&pipeline.lane).await;
+    assert!(matches!(frozen, Err(LaneError::Frozen(_))), "{frozen:?}");
+    let recovering = pipeline.recovering();
+    pipeline.until_sold_from().await;
+    assert_eq!(pipeline.image_of_lane().await, before);
+    let [report] = &pipeline.reports().await[..] else { panic!("one report") };
+    assert_eq!((report.why.as_str(), report.outcome), ("behind", Outcome::Rebuilt));
+    assert!(report.seq_before < report.seq, "{report:?}");
+    recovering.stop().await;
+    relay.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_only_in_the_outbox_is_drained_before_the_seal_without_a_relay() {
+    let pipeline = Pipeline::new("drained", 300).await;
+    let writer = pipeline.stack.writer();
+    pipeline.hold(100).await;
+    let report = pipeline.recovery().recover(&pipeline.lane, &wish(Despite::Nothing)).await;
+    let report = report.expect("no error").expect("it was done");
+    assert_eq!((report.outcome, report.seq), (Outcome::Rebuilt, Some(101)));
+    assert_eq!(pipeline.stack.number("SELECT count(*) FROM orders").await, 100);
+    pipeline.until_recorded().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_that_only_redis_had_are_listed_by_whoever_answered_them() {
+    let pipeline = Pipeline::new("lost", 300).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    pipeline.hold(20).await;
+    pipeline.until_recorded().await;
+    relay.stop().await;
+    let image = pipeline.image().await;
+    let lost = pipeline.hold(5).await;
+    let (lanes, ledger) = (pipeline.lanes.clone(), pipeline.stack.ledger.clone());
+    let (options, registry) = (pipeline.config.witness.clone(), &mut Registry::default());
+    let witness = Witness::new(lanes, ledger, options, vec!["api"], registry);
+    witness.heartbeat().await.expect("a sign");
+    let stop = CancellationToken::new();
+    let (testifying, token) = (witness.clone(), stop.clone());
+    let task = tokio::spawn(async move { testifying.run(token).await });
+    let witness = Role { stop, task };
+
+    pipeline.restore(&image).await;
+    let (relay, recovering) = (pipeline.relay(), pipeline.recovering());
+    let frozen = pipeline.lanes.marks(&pipeline.lane).await;
+    assert!(matches!(frozen, Err(LaneError::Frozen(_))), "{frozen:?}");
+    pipeline.until_sold_from().await;
+    let [report] = &pipeline.reports().await[..] else { panic!("one report") };
+    assert_eq!((report.outcome, report.seq, report.lost_max), (Outcome::Rebuilt, Some(21), 5));
+    let mut expected: Vec<_> = lost.iter().map(|order| order.id.to_string()).collect();
+    let mut listed = report.lost_orders.clone();
+    expected.sort();
+    listed.sort();
+    assert_eq!(listed, expected);
+    for order in lost {
+        let known = pipeline.lanes.get(order.id).await.expect("an answer").outcome;
+        assert_eq!(known, None, "it is not sold twice, nor half there");
+    }
+    let stock = pipeline.lanes.stock(&pipeline.lane).await.expect("stock").outcome;
+    assert_eq!(stock.skus[0].counters.held, 20);
+    for role in [recovering, witness, relay] {
+        role.stop().await;
+    }
+    writer.stop().await;
+}
+
+/// Takes the lane's next epoch and claims the lane, as a process does that is then stopped.
+async fn stopped_recovery(pipeline: &Pipeline) -> Claim {
+    let (ledger, lane) = (&pipeline.stack.ledger, pipeline.lane.clone());
+    let marks = ledger.lane_marks(std::slice::from_ref(&lane)).await.expect("marks")[&lane];
+    let token = RebuildToken::new(rand::random());
+    let epoch = ledger.take_epoch(&lane, marks.epoch, token).await.expect("an answer");
+    let claim = Claim { lane, epoch: epoch.expect("nobody else takes it"), token };
+    let claimed = pipeline.lanes.claim(&claim, true).await.expect("an answer");
+    assert!(matches!(claimed, Claimed::Ours(_)), "{claimed:?}");
+    claim
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_that_was_stopped_can_do_nothing_once_another_has_finished() {
+    let pipeline = Pipeline::new("zombie", 300).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    pipeline.hold(20).await;
+    pipeline.until_recorded().await;
+    let zombie = stopped_recovery(&pipeline).await;
+    assert!(pipeline.lanes.clear(&zombie).await.expect("an answer"), "it is its lane yet");
+    let taken = pipeline.recovery().recover(&pipeline.lane, &wish(Despite::Nothing)).await;
+    assert_eq!(taken.expect("no error").expect("done").outcome, Outcome::Rebuilt);
+    let before = pipeline.image_of_lane().await;
+
+    let (lanes, pairs) = (&pipeline.lanes, [("sku".to_owned(), "9 0 0 0  9".to_owned())]);
+    assert!(!lanes.write(&zombie, Part::Stock, &pairs).await.expect("an answer"));
+    assert!(!lanes.clear(&zombie).await.expect("an answer"));
+    assert!(!lanes.open(&zombie, 21).await.expect("an answer"));
+    assert_eq!(lanes.claim(&zombie, true).await.expect("an answer"), Claimed::Lost);
+    let Claim { lane, epoch, token } = zombie;
+    let seal = encode_seal(&Seal { lane, epoch, token, at: Timestamp::from_millis(0) });
+    let producer = Producer::new(&pipeline.stack.kafka).expect("a producer");
+    producer.send(1, &seal).expect("room").await.expect("sent");
+    assert_eq!(pipeline.image_of_lane().await, before);
+    pipeline.hold(20).await;
+    pipeline.until_recorded().await;
+    assert_eq!(pipeline.stack.number("SELECT count(*) FROM orders").await, 40);
+    relay.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_died_half_way_is_begun_anew() {
+    let pipeline = Pipeline::new("died", 300).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    pipeline.hold(20).await;
+    pipeline.until_recorded().await;
+    let before = pipeline.image_of_lane().await;
+    let dead = stopped_recovery(&pipeline).await;
+    assert!(pipeline.lanes.clear(&dead).await.expect("an answer"));
+    let pairs = [("sku".to_owned(), "9 0 0 0  9".to_owned())];
+    assert!(pipeline.lanes.write(&dead, Part::Stock, &pairs).await.expect("an answer"));
+    let frozen = pipeline.lanes.marks(&pipeline.lane).await;
+    assert!(matches!(frozen, Err(LaneError::Frozen(_))), "{frozen:?}");
+    let recovering = pipeline.recovering();
+    pipeline.until_sold_from().await;
+    assert_eq!(pipeline.image_of_lane().await, before);
+    assert_eq!(pipeline.lanes.marks(&pipeline.lane).await.expect("marks").epoch, 3);
+    pipeline.hold(5).await;
+    pipeline.until_recorded().await;
+    recovering.stop().await;
+    relay.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_that_began_another_run_in_the_middle_makes_the_rebuild_begin_anew() {
+    let pipeline = Pipeline::new("other_run", 300).await;
+    let claim = stopped_recovery(&pipeline).await;
+    assert!(pipeline.lanes.clear(&claim).await.expect("an answer"));
+    let mut redis = pipeline.redis().await;
+    let lane = format!("hf1:{{{}}}:lane", pipeline.lane);
+    let _: () = redis.hset(&lane, "run", "before").await.expect("written");
+    assert!(!pipeline.lanes.open(&claim, 0).await.expect("an answer"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_is_in_doubt_stays_frozen_until_an_operator_gives_up_what_it_lacks() {
+    let pipeline = Pipeline::new("doubt", 300).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    pipeline.hold(20).await;
+    pipeline.until_recorded().await;
+    let before = pipeline.image_of_lane().await;
+    relay.stop().await;
+    // Kafka has event 23 and 24, and nobody has 22 any more.
+    let mut copy = pipeline.stack.lane_of(&pipeline.lane, 22);
+    let events = [copy.held("a"), copy.held("b")];
+    pipeline.stack.send(&copy, &events).await;
+    until("they are parked", || async {
+        pipeline.stack.number("SELECT count(*) FROM parked").await == 2
+    })
+    .await;
+    pipeline.forget_lane().await;
+
+    let recovering = pipeline.recovering();
+    until("it is reported", || async { !pipeline.reports().await.is_empty() }).await;
+    let [report] = &pipeline.reports().await[..] else { panic!("one report") };
+    assert_eq!((report.outcome, report.seq), (Outcome::InDoubt, None), "{report:?}");
+    assert!(report.detail.contains("2 records are parked, since event 22 is missing"));
+    let refused = pipeline.lanes.marks(&pipeline.lane).await;
+    assert!(matches!(refused, Err(LaneError::Missing)), "{refused:?}");
+    recovering.stop().await;
+
+    let recovery = pipeline.recovery();
+    let again = recovery.recover(&pipeline.lane, &wish(Despite::Nothing)).await;
+    assert_eq!(again.expect("no error").expect("a report").outcome, Outcome::InDoubt);
+    let forced = recovery.recover(&pipeline.lane, &wish(Despite::Everything)).await;
+    let forced = forced.expect("no error").expect("a report");
+    assert_eq!((forced.outcome, forced.seq), (Outcome::Rebuilt, Some(21)), "{forced:?}");
+    assert_eq!(pipeline.image_of_lane().await, before);
+    let letters = pipeline.stack.dead_letters().await;
+    assert_eq!(letters, ["stale-epoch"; 2], "what was behind the gap is kept");
+    let blocking = "SELECT count(*) FROM dead_letters d JOIN lanes l USING (sale_id, lane)
+        WHERE d.seq > l.recorded AND d.epoch >= l.sealed_epoch";
+    assert_eq!(pipeline.stack.number(blocking).await, 0, "and can be discarded");
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_contradicts_itself_opens_nothing() {
+    let pipeline = Pipeline::new("contradicts", 300).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    pipeline.hold(10).await;
+    pipeline.until_recorded().await;
+    let sql = "UPDATE counters SET held = held - 1, available = available + 1";
+    sqlx::query(sql).execute(&pipeline.stack.pool).await.expect("changed");
+    pipeline.forget_lane().await;
+    let recovered = pipeline.recovery().recover(&pipeline.lane, &wish(Despite::Everything)).await;
+    assert!(matches!(recovered, Err(RecoveryError::NotProven(_))), "{recovered:?}");
+    let frozen = pipeline.lanes.marks(&pipeline.lane).await;
+    assert!(matches!(frozen, Err(LaneError::Frozen(_))), "{frozen:?}");
+    assert_eq!(pipeline.reports().await[0].outcome, Outcome::Failed);
+    relay.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archived_sale_is_left_where_it_is() {
+    let pipeline = Pipeline::new("archived", 300).await;
+    let sql = "UPDATE sales SET archived_at = now()";
+    sqlx::query(sql).execute(&pipeline.stack.pool).await.expect("archived");
+    pipeline.forget_lane().await;
+    let recovered = pipeline.recovery().recover(&pipeline.lane, &wish(Despite::Everything)).await;
+    assert!(matches!(recovered, Ok(None)), "{recovered:?}");
+    assert!(pipeline.reports().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_process_at_a_time_recovers_a_lane() {
+    let pipeline = Pipeline::new("busy", 300).await;
+    let lock = pipeline.stack.ledger.lock_for_recovery(&pipeline.lane).await.expect("an answer");
+    let lock = lock.expect("nobody else has it");
+    let recovered = pipeline.recovery().recover(&pipeline.lane, &wish(Despite::Nothing)).await;
+    assert!(matches!(recovered, Err(RecoveryError::Busy)), "{recovered:?}");
+    lock.release().await.expect("released");
+    tokio::time::timeout(Duration::from_secs(20), async {
+        let writer = pipeline.stack.writer();
+        let recovered = pipeline.recovery().recover(&pipeline.lane, &wish(Despite::Nothing)).await;
+        assert_eq!(recovered.expect("no error").expect("done").outcome, Outcome::Rebuilt);
+        writer.stop().await;
+    })
+    .await
+    .expect("in time");
+}
