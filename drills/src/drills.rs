@@ -30,8 +30,14 @@ pub struct Drill {
 /// Events that must have piled up before a fault that stops them counts.
 const PILED_UP: i64 = 20;
 
-const LAYOUT: Layout =
-    Layout { services: WHOLE, settings: &[], redis: &[], replica: false, durability: None };
+const LAYOUT: Layout = Layout {
+    services: WHOLE,
+    settings: &[],
+    redis: &[],
+    replica: false,
+    durability: None,
+    clock: false,
+};
 const EXPECTED: Expected = Expected {
     dead_letters: &[],
     topic_truncated: false,
@@ -229,6 +235,14 @@ pub const DRILLS: &[Drill] = &[
         layout: LAYOUT,
         expected: EXPECTED,
         run: |scene| Box::pin(full_redis(scene)),
+    },
+    Drill {
+        name: "clock-steps",
+        about: "Redis' clock is a minute ahead, then five minutes behind",
+        short: false,
+        layout: Layout { clock: true, ..LAYOUT },
+        expected: Expected { clocks_moved: true, ..EXPECTED },
+        run: |scene| Box::pin(clock_steps(scene)),
     },
     Drill {
         name: "truncated-topic",
@@ -908,6 +922,26 @@ async fn truncated_topic(scene: &Scene<'_>) -> anyhow::Result<()> {
         scene.bit("records deleted", deleted as f64);
         scene.service("relay").start_again().await?;
         scene.service("writer").start_again().await?;
+        scene.mended(began).await?;
+    }
+    Ok(())
+}
+
+/// Back first: a lane's time never goes back, so what it promised while ahead takes that long to run out.
+async fn clock_steps(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let clock = scene.clock.as_ref().context("the layout has a clock")?;
+    let skew = async || scene.service("one").metric("holdfast_lanes_clock_skew_milliseconds").await;
+    for (seconds, what) in [(-300, "milliseconds behind"), (60, "milliseconds ahead")] {
+        let began = scene.fault();
+        clock.step_to(seconds)?;
+        let off = (seconds * 1_000 / 2) as f64;
+        eventually("the service sees that the clocks are apart", async || {
+            skew().await.is_ok_and(|skew| skew / off >= 1.0)
+        })
+        .await?;
+        scene.bit(what, skew().await?.abs());
+        scene.settled().await?;
+        clock.step_to(0)?;
         scene.mended(began).await?;
     }
     Ok(())

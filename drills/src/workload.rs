@@ -323,12 +323,15 @@ impl Client {
         let mut give_up: Option<Instant> = None;
         let first = self.rng.random_range(0..self.callee.urls.len());
         let mut attempt = 0;
+        // A refusal for now says nothing of an attempt before it that may have been carried out. And a
+        // resume must not be forgotten, or nothing is sold any more.
+        let mut must = matches!(request, Request::Resume { .. });
         loop {
             let reply = self.callee.send(&self.name, first + attempt, request).await;
             attempt += 1;
-            // A resume that was refused for now must not be forgotten, or nothing is sold any more.
-            let must = matches!(request, Request::Resume { .. }) && reply.status == Some(503);
-            if reply.outcome != Outcome::Unknown && !must {
+            let for_now = matches!(reply.status, Some(429 | 503));
+            must |= reply.outcome == Outcome::Unknown;
+            if reply.outcome != Outcome::Unknown && !(must && for_now) {
                 return reply;
             }
             if self.callee.is_over() {
