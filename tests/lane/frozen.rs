@@ -386,7 +386,7 @@ async fn orders_told_of_are_remembered_until_kafka_has_them() {
     let other = Sale { lanes: lanes(&url, &options), ..sale.clone() };
     other.lanes.get(third.id.clone()).await.unwrap();
     assert_eq!(other.lanes.testimony(&sale.lane).orders, [(third.seq, third.id.key())]);
-    assert_eq!(other.lanes.unsettled(), [sale.lane.clone()]);
+    assert_eq!(other.lanes.unsettled(), std::slice::from_ref(&sale.lane));
 }
 
 #[tokio::test]

@@ -53,17 +53,22 @@ impl Load {
 
     /// Every answered order is recorded once, and none came from nowhere (I3).
     fn assert_recorded(&self, recorded: &[(String, String)]) {
+        let lost = self.lost(recorded);
+        assert!(lost.is_empty(), "answered but not recorded: {lost:?}");
+    }
+
+    /// Orders that were answered and are not recorded; none is recorded twice or came from nowhere.
+    fn lost(&self, recorded: &[(String, String)]) -> Vec<String> {
         let answered = self.answered.lock().expect("no panic in a client");
         let ids: std::collections::HashSet<_> = recorded.iter().map(|(id, _)| id).collect();
         assert_eq!(ids.len(), recorded.len(), "no order is recorded twice");
-        let lost: Vec<_> = answered.iter().filter(|id| !ids.contains(id)).collect();
-        assert!(lost.is_empty(), "answered but not recorded: {lost:?}");
         let most = answered.len() as u64 + self.unknown.load(Ordering::Relaxed);
         assert!(
             recorded.len() as u64 <= most,
             "{} recorded, at most {most} placed",
             recorded.len()
         );
+        answered.iter().filter(|id| !ids.contains(id)).cloned().collect()
     }
 
     async fn until_answered(&self, more: usize) {
@@ -158,4 +163,38 @@ async fn redis_shut_down_and_restarted_on_its_append_only_file_loses_nothing() {
         load.stop.store(true, Ordering::Relaxed);
     });
     load.assert_recorded(&service.balanced_books(&sale).await);
+    let sql =
+        "SELECT why, outcome, lost_max, (extract(epoch FROM ended_at - began_at) * 1000)::bigint
+        FROM rebuilds";
+    let reports: Vec<(String, String, i64, i64)> =
+        sqlx::query_as(sql).fetch_all(&deployment.database().await).await.expect("reports");
+    println!("{reports:?}, the last in ms");
+    let [(why, outcome, 0, _)] = &reports[..] else { panic!("it lost nothing: {reports:?}") };
+    assert_eq!((why.as_str(), outcome.as_str()), ("run", "opened"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_flushed_under_load_loses_no_order_that_is_not_listed() {
+    let stack = PrivateStack::start();
+    let deployment = Deployment::new(stack.servers.clone()).await;
+    let service = deployment.serve().await;
+    let sale = service.define(1_000_000, json!({})).await;
+    let load = Load::default();
+    tokio::join!(load.run(&service, &sale), async {
+        load.until_answered(500).await;
+        let client = redis::Client::open(stack.servers.redis.as_str()).expect("a Redis URL");
+        let mut connection = client.get_multiplexed_async_connection().await.expect("Redis");
+        redis::cmd("FLUSHALL").exec_async(&mut connection).await.expect("flushed");
+        load.until_answered(200).await;
+        load.stop.store(true, Ordering::Relaxed);
+    });
+    let lost = load.lost(&service.balanced_books(&sale).await);
+    let sql = "SELECT outcome, lost_orders, lost_max FROM rebuilds";
+    let reports: Vec<(String, Vec<String>, i64)> =
+        sqlx::query_as(sql).fetch_all(&deployment.database().await).await.expect("reports");
+    let [(outcome, listed, lost_max)] = &reports[..] else { panic!("one report: {reports:?}") };
+    println!("{} lost, {} listed, at most {lost_max}", lost.len(), listed.len());
+    assert_eq!(outcome, "rebuilt");
+    assert!(lost.iter().all(|order| listed.contains(order)), "{lost:?}, listed {listed:?}");
+    assert!(lost.len() as i64 <= *lost_max);
 }
