@@ -90,6 +90,7 @@ impl Witness {
     /// Gives signs and answers until `end`.
     pub async fn run(&self, end: CancellationToken) {
         tokio::select! {
+            biased;
             () = end.cancelled() => {}
             () = self.answer() => {}
             () = self.look_at_lanes() => {}

@@ -146,9 +146,10 @@ struct Service {
 }
 
 /// One token a stage of the end, in this order.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Stages {
     front: CancellationToken,
+    witness: CancellationToken,
     relay: CancellationToken,
     writer: CancellationToken,
     rest: CancellationToken,
@@ -195,11 +196,6 @@ impl Service {
         self.drain(&stages, &mut roles).await;
         stages.rest.cancel();
         background.shutdown().await;
-        if let Some(witness) = &self.witness
-            && let Err(error) = witness.leave().await
-        {
-            tracing::debug!(%error, "this process is missed until its signs stay away for long enough");
-        }
         tracing::info!("ended");
         failure.map_or(Ok(()), Err)
     }
@@ -335,7 +331,7 @@ impl Service {
             self.witness.clone(),
             self.health.clone(),
             migrated,
-            stages.rest.clone(),
+            stages.clone(),
         ));
         background.spawn(connect_kafka(self.config.kafka.clone(), self.health.clone(), topic));
         background.spawn(monitor::run(monitor::Watched {
@@ -355,6 +351,13 @@ impl Service {
         stages.front.cancel();
         let listeners = millis(self.config.http.drain_timeout_ms) + ROLE_END_MAX;
         roles.end(within(listeners), &[Role::Api, Role::Sweeper, Role::Reconciler]).await;
+        // What it has seen of lanes is forgotten with their queues: it must not answer that it saw nothing.
+        stages.witness.cancel();
+        if let Some(witness) = &self.witness
+            && !matches!(timeout_at(within(ROLE_END_MAX / 3), witness.leave()).await, Ok(Ok(())))
+        {
+            tracing::debug!("this process counts as there until its signs have stayed away");
+        }
         if timeout_at(within(ROLE_END_MAX), self.lanes.drain()).await.is_err() {
             tracing::warn!("commands were still queued for lanes; their callers got no answer");
         }
@@ -483,7 +486,7 @@ async fn connect_database(
     witness: Option<Witness>,
     health: Health,
     migrated: watch::Sender<bool>,
-    end: CancellationToken,
+    stages: Stages,
 ) -> anyhow::Result<()> {
     let mut retry = Retry::new("PostgreSQL");
     // Without the catalog nobody talks to a lane.
@@ -511,10 +514,10 @@ async fn connect_database(
     migrated.send_replace(true);
     let testify = async {
         if let Some(witness) = &witness {
-            witness.run(end.clone()).await;
+            witness.run(stages.witness).await;
         }
     };
-    tokio::join!(catalog.run(end.clone()), testify);
+    tokio::join!(catalog.run(stages.rest), testify);
     Ok(())
 }
 

@@ -151,6 +151,7 @@ async fn each_instance_testifies_to_the_orders_that_it_has_told_of() {
 
     let began = Instant::now();
     let heard = ask(&stack).await;
+    println!("heard after {:?}", began.elapsed());
     assert!(began.elapsed() < GONE_AFTER, "nobody waits for signs of those who answer");
     assert_eq!((heard.heard.len(), heard.unheard.len()), (3, 0), "{heard:?}");
     let orders = |list: &[(u64, &OrderId)]| -> Vec<_> {
