@@ -173,6 +173,7 @@ async fn pressed(drill: &Drill, scene: &Scene<'_>) -> anyhow::Result<()> {
     });
     let drilled = async {
         scene.settled().await?;
+        scene.flows().await?;
         (drill.run)(scene).await?;
         scene.settled().await
     };

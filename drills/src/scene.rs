@@ -228,6 +228,15 @@ impl<'a> Scene<'a> {
         self.answered(SETTLED).await
     }
 
+    /// Waits until all parts have found the sale: what happens is recorded.
+    pub async fn flows(&self) -> anyhow::Result<()> {
+        let seq = self.mark("seq").await?;
+        eventually("events are recorded", async || {
+            self.recorded().await.is_ok_and(|recorded| recorded >= seq)
+        })
+        .await
+    }
+
     /// Requests that began after this moment and whose outcome their callers do not know.
     pub fn unknown_since(&self, since_ms: i64) -> usize {
         self.history().count_since(since_ms, |entry| entry.reply.outcome == Outcome::Unknown)
