@@ -5,7 +5,7 @@ WORKDIR /src
 COPY . .
 # The caches outlive the layer, so that a change of a line does not build every crate again.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
-    SQLX_OFFLINE=true cargo build --release --locked --bin holdfast && cp target/release/holdfast /usr/local/bin/
+    SQLX_OFFLINE=true cargo build --release --locked -p holdfast --bin holdfast && cp target/release/holdfast /usr/local/bin/
 
 FROM debian:bookworm-slim
 # What librdkafka links (TLS, gzip), the authorities that TLS trusts, and curl for the health check.

@@ -740,7 +740,8 @@ fn fields(state: &RecordedLane) -> Vec<(String, String)> {
     let time = |at: Option<Timestamp>| at.map(|at| at.millis().to_string()).unwrap_or_default();
     let flag = |value: bool| u8::from(value).to_string();
     let mut fields = vec![
-        ("now", time(state.latest)),
+        // 0 where nothing was ever recorded: the lane is defined anew.
+        ("now", state.latest.map_or(0, Timestamp::millis).to_string()),
         ("paused", flag(state.paused)),
         ("closed", time(state.closed_at)),
         ("archived", flag(state.archived)),

@@ -1,0 +1,811 @@
+//! Decides the invariants I1-I7 (docs/architecture.md) of one sale from what callers were answered
+//! and what the three servers say afterwards. Pure: it asks nobody, and it knows of Holdfast only
+//! what is documented for callers and consumers.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::books::{Books, Counters, Record, key_of};
+use crate::history::{Entry, Lines, Outcome, Request, Shown, lines_of, time_of};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Invariant {
+    I1,
+    I2,
+    I3,
+    I4,
+    I5,
+    I6,
+    I7,
+}
+
+/// What is wrong, and how it can be seen.
+#[derive(Debug, Clone, Serialize)]
+pub struct Violation {
+    pub invariant: Invariant,
+    /// Which rule was broken: a name that tests and reports use.
+    pub rule: &'static str,
+    pub evidence: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {}: {}", self.invariant, self.rule, self.evidence)
+    }
+}
+
+/// What a drill does to the books on purpose; everything else is a violation.
+#[derive(Debug, Clone, Default)]
+pub struct Expected {
+    /// Reasons of dead letters that the drill brings about.
+    pub dead_letters: &'static [&'static str],
+    /// Records were taken out of the topic: what it lacks is not held against it.
+    pub topic_truncated: bool,
+    /// Clocks were moved: callers' times prove nothing.
+    pub clocks_moved: bool,
+    /// What Redis may forget of what it answered.
+    pub forgets: Forgets,
+}
+
+/// What became of answers that no more than Redis' memory stood for. Answers that were promised more are
+/// never forgotten.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Forgets {
+    #[default]
+    Nothing,
+    /// A rebuild's report says how many events at most, and names the orders that are gone.
+    Reported,
+    /// Nobody lived who could have told.
+    Untold,
+}
+
+/// What the definition says about limits.
+#[derive(Debug, Default)]
+struct Limits {
+    all: Option<i64>,
+    skus: BTreeMap<String, i64>,
+}
+
+/// One event as the topic tells it, where the ledger has recorded it.
+struct Event<'a> {
+    record: &'a Record,
+    order: Option<EventOrder>,
+}
+
+struct EventOrder {
+    id: String,
+    buyer: String,
+    status: String,
+    lines: Lines,
+    returned: Lines,
+    expires_ms: i64,
+}
+
+pub fn check(history: &[Entry], books: &Books, expected: &Expected) -> Vec<Violation> {
+    let (found, undone) = (Vec::new(), BTreeSet::new());
+    let mut case = Case { history, books, expected, found, undone };
+    case.conservation();
+    case.agreement();
+    case.answers();
+    case.limits();
+    case.sequence();
+    case.deadlines();
+    case.payments();
+    case.forgotten();
+    case.found
+}
+
+/// Whether more than Redis' memory stood for what was answered.
+fn was_promised(entry: &Entry) -> bool {
+    let durability = entry.reply.body["durability"].as_str();
+    entry.reply.outcome == Outcome::Ok
+        && (entry.asked.is_some() || durability.is_some_and(|durability| durability != "memory"))
+}
+
+/// Orders that were answered 2xx when they were placed, and that nothing ever held: the database has none,
+/// or a tombstone that a later call left.
+pub fn lost(history: &[Entry], books: &Books) -> Vec<String> {
+    let held = books.database.ledger.iter().filter(|row| row.event == "held");
+    let held: HashSet<_> = held.filter_map(|row| row.order.as_deref()).collect();
+    let answered = history.iter().filter(|entry| entry.reply.outcome == Outcome::Ok);
+    let placed = answered.filter(|entry| matches!(entry.request, Request::Place { .. }));
+    let placed: BTreeSet<_> =
+        placed.filter_map(|entry| Some(entry.reply.order()?.id.to_owned())).collect();
+    placed.into_iter().filter(|id| !held.contains(id.as_str())).collect()
+}
+
+struct Case<'a> {
+    history: &'a [Entry],
+    books: &'a Books,
+    expected: &'a Expected,
+    found: Vec<Violation>,
+    /// Orders of which Redis has forgotten something that it had answered, as it may in this drill.
+    undone: BTreeSet<String>,
+}
+
+/// Units by SKU that an order of this status has, as (held, sold).
+fn units(status: &str, lines: &Lines, returned: &Lines) -> BTreeMap<String, (i64, i64)> {
+    let left = |sku: &String, units: i64| units - returned.get(sku).copied().unwrap_or_default();
+    lines
+        .iter()
+        .filter_map(|(sku, count)| match status {
+            "held" | "paying" => Some((sku.clone(), (*count, 0))),
+            "confirmed" | "returned" => Some((sku.clone(), (0, left(sku, *count)))),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Which event may lead an order from which status to which: docs/orders.md. `refund_due` moves none.
+fn may_follow(from: Option<&str>, event: &str, to: &str) -> bool {
+    matches!(
+        (from, event, to),
+        (None, "held", "held")
+            | (None, "cancelled", "cancelled")
+            | (Some("held" | "paying"), "payment_begun", "paying")
+            | (Some("paying"), "payment_failed", "held")
+            | (Some("held" | "paying" | "expired"), "confirmed", "confirmed")
+            | (Some("held" | "paying"), "expired", "expired")
+            | (Some("held" | "paying" | "expired"), "cancelled", "cancelled")
+            | (Some("confirmed"), "returned", "confirmed" | "returned")
+    ) || (event == "refund_due" && from == Some(to))
+}
+
+impl<'a> Case<'a> {
+    fn violated(&mut self, invariant: Invariant, rule: &'static str, evidence: String) {
+        self.found.push(Violation { invariant, rule, evidence });
+    }
+
+    /// An answer about an order that the books contradict.
+    fn contradicted(
+        &mut self,
+        entry: &Entry,
+        order: &str,
+        invariant: Invariant,
+        rule: &'static str,
+        evidence: String,
+    ) {
+        if self.expected.forgets == Forgets::Nothing || was_promised(entry) {
+            self.violated(invariant, rule, evidence);
+        } else {
+            self.undone.insert(order.to_owned());
+        }
+    }
+
+    /// What Redis forgot was said by a rebuild, where somebody lived who knew.
+    fn forgotten(&mut self) {
+        if self.expected.forgets != Forgets::Reported {
+            return;
+        }
+        let rebuilds = &self.books.database.rebuilds;
+        let named: BTreeSet<_> = rebuilds.iter().flat_map(|rebuild| &rebuild.lost_orders).collect();
+        let most: i64 = rebuilds.iter().map(|rebuild| rebuild.lost_max).sum();
+        let untold: Vec<_> = lost(self.history, self.books);
+        let untold: Vec<_> = untold.iter().filter(|id| !named.contains(id)).collect();
+        if !untold.is_empty() {
+            let evidence = format!("orders that are gone and that no report names: {untold:?}");
+            self.violated(Invariant::I3, "forgotten-and-not-told", evidence);
+        }
+        let undone = self.undone.len();
+        if usize::try_from(most).is_ok_and(|most| most < undone) {
+            let evidence = format!(
+                "answers about {undone} orders were undone, reports say {most} events at most: {:?}",
+                self.undone
+            );
+            self.violated(Invariant::I3, "forgotten-and-not-told", evidence);
+        }
+    }
+
+    fn ok(&self) -> impl Iterator<Item = &'a Entry> + use<'a> {
+        self.history.iter().filter(|entry| entry.reply.outcome == Outcome::Ok)
+    }
+
+    /// The recorded events that the topic has, in order.
+    fn events(&self) -> Vec<Event<'a>> {
+        let mut records = HashMap::new();
+        for record in &self.books.records {
+            records.entry((record.epoch, record.seq)).or_insert(record);
+        }
+        let first_rows = self.books.database.ledger.iter().filter(|row| row.line == 0);
+        let recorded = first_rows.filter_map(|row| records.get(&(row.epoch, row.seq)).copied());
+        recorded.map(|record| Event { record, order: event_order(&record.data) }).collect()
+    }
+
+    /// I1: never sold more than there is, in every state that can be seen.
+    fn conservation(&mut self) {
+        for (sku, counters) in &self.books.lane.stock {
+            if counters.any_below_zero() {
+                let evidence = format!("Redis has {counters:?} of {sku}");
+                self.violated(Invariant::I1, "below-zero", evidence);
+            }
+        }
+        for (sku, row) in &self.books.database.counters {
+            if row.total != row.counters.total() || row.counters.any_below_zero() {
+                let evidence = format!("the database has {row:?} of {sku}");
+                self.violated(Invariant::I1, "below-zero", evidence);
+            }
+        }
+        let mut fold: BTreeMap<&str, Counters> = BTreeMap::new();
+        for row in &self.books.database.ledger {
+            let Some(sku) = row.sku.as_deref() else { continue };
+            let counters = fold.entry(sku).or_default();
+            counters.add(row.moved);
+            if counters.any_below_zero() {
+                let evidence = format!("after seq {} there are {counters:?} of {sku}", row.seq);
+                self.violated(Invariant::I1, "below-zero", evidence);
+            }
+            // A return that is not restocked leaves the total; nothing of an order's else moves it.
+            let moved = row.moved.total();
+            let allowed = row.order.is_none() || (row.event == "returned" && moved < 0);
+            if moved != 0 && !allowed {
+                let evidence = format!("seq {} moves the total of {sku} by {moved}", row.seq);
+                self.violated(Invariant::I1, "units-from-nowhere", evidence);
+            }
+        }
+        for entry in self.ok() {
+            for sku in entry.reply.body["skus"].as_array().into_iter().flatten() {
+                let number = |name: &str| sku[name].as_i64();
+                let parts = [number("total"), number("available"), number("held"), number("sold")];
+                let [Some(total), Some(available), Some(held), Some(sold)] = parts else {
+                    continue;
+                };
+                let counters = Counters { available, held, sold };
+                if total != counters.total() || counters.any_below_zero() {
+                    let evidence = format!("answered at {}: {sku}", entry.answered_ms);
+                    self.violated(Invariant::I1, "stock-does-not-add-up", evidence);
+                }
+            }
+        }
+    }
+
+    /// I2: ledger = counters = Redis = the sum over the orders of each, once nothing is on its way.
+    fn agreement(&mut self) {
+        let Books { lane, database, .. } = self.books;
+        if lane.seq != database.recorded {
+            let evidence =
+                format!("Redis is at seq {}, the database at {}", lane.seq, database.recorded);
+            self.violated(Invariant::I2, "not-drained", evidence);
+        }
+        let mut fold: BTreeMap<String, Counters> = BTreeMap::new();
+        for row in &database.ledger {
+            if let Some(sku) = &row.sku {
+                fold.entry(sku.clone()).or_default().add(row.moved);
+            }
+        }
+        let sum = |orders: &mut dyn Iterator<Item = (&str, &Lines, &Lines)>| {
+            let mut sum: BTreeMap<String, (i64, i64)> = BTreeMap::new();
+            for (status, lines, returned) in orders {
+                for (sku, (held, sold)) in units(status, lines, returned) {
+                    let counts = sum.entry(sku).or_default();
+                    counts.0 += held;
+                    counts.1 += sold;
+                }
+            }
+            sum
+        };
+        let live = sum(&mut lane
+            .orders
+            .values()
+            .map(|order| (order.status.as_str(), &order.lines, &order.returned)));
+        let recorded = sum(&mut database
+            .orders
+            .iter()
+            .map(|order| (order.status.as_str(), &order.lines, &order.returned)));
+        let skus: BTreeSet<_> =
+            fold.keys().chain(lane.stock.keys()).chain(database.counters.keys()).collect();
+        for sku in skus {
+            let of_ledger = fold.get(sku).copied().unwrap_or_default();
+            let of_redis = lane.stock.get(sku).copied().unwrap_or_default();
+            let of_database =
+                database.counters.get(sku).map_or_else(Counters::default, |row| row.counters);
+            if of_ledger != of_redis || of_ledger != of_database {
+                let evidence = format!(
+                    "{sku}: ledger {of_ledger:?}, database {of_database:?}, Redis {of_redis:?}"
+                );
+                self.violated(Invariant::I2, "counters-differ", evidence);
+            }
+            for (whose, sum) in [("Redis", &live), ("the database", &recorded)] {
+                let of_orders = sum.get(sku).copied().unwrap_or_default();
+                if of_orders != (of_ledger.held, of_ledger.sold) {
+                    let evidence = format!(
+                        "{sku}: {whose} has orders of (held, sold) {of_orders:?}, counters {of_ledger:?}"
+                    );
+                    self.violated(Invariant::I2, "orders-differ-from-counters", evidence);
+                }
+            }
+        }
+        for row in &database.orders {
+            let live = lane.orders.get(key_of(&row.id));
+            let same = live.is_some_and(|live| {
+                (&live.status, live.seq, &live.buyer) == (&row.status, row.seq, &row.buyer)
+                    && (&live.lines, &live.returned) == (&row.lines, &row.returned)
+                    && (&live.payment, live.expires_ms) == (&row.payment, row.expires_ms)
+            });
+            if !same {
+                let evidence = format!("{row:?} is in Redis {live:?}");
+                self.violated(Invariant::I2, "order-differs", evidence);
+            }
+        }
+        if lane.orders.len() > database.orders.len() {
+            let evidence = format!(
+                "Redis has {} orders, the database {}",
+                lane.orders.len(),
+                database.orders.len()
+            );
+            self.violated(Invariant::I2, "order-differs", evidence);
+        }
+    }
+
+    /// I3: every 201 has exactly one order and one ledger entry a line; no order comes from nowhere;
+    /// what was answered stays so.
+    fn answers(&mut self) {
+        let database = &self.books.database;
+        let rows: HashMap<_, _> =
+            database.orders.iter().map(|row| (row.id.as_str(), row)).collect();
+        let mut holds: HashMap<&str, Vec<(&str, Counters)>> = HashMap::new();
+        for row in database.ledger.iter().filter(|row| row.event == "held") {
+            if let (Some(order), Some(sku)) = (&row.order, &row.sku) {
+                holds.entry(order).or_default().push((sku, row.moved));
+            }
+        }
+        let mut told = HashSet::new();
+        let mut judged = HashSet::new();
+        for entry in self.history {
+            let Some(shown) = entry.reply.order() else { continue };
+            told.insert(shown.id);
+            if entry.reply.outcome != Outcome::Ok {
+                continue;
+            }
+            let Some(row) = rows.get(shown.id) else {
+                if judged.insert((shown.id, "lost")) || was_promised(entry) {
+                    let evidence = format!("{} was answered at {}", shown.id, entry.answered_ms);
+                    let rule = "answered-order-is-gone";
+                    self.contradicted(entry, shown.id, Invariant::I3, rule, evidence);
+                }
+                continue;
+            };
+            if let Some(why) = not_kept(&shown, row)
+                && (judged.insert((shown.id, "kept")) || was_promised(entry))
+            {
+                let evidence = format!("{}, answered at {}: {why}", shown.id, entry.answered_ms);
+                self.contradicted(entry, shown.id, Invariant::I3, "answer-was-undone", evidence);
+            }
+            let Request::Place { buyer, lines, .. } = &entry.request else { continue };
+            if !judged.insert((shown.id, "placed")) {
+                continue;
+            }
+            let mut held: Vec<_> = holds.get(shown.id).cloned().unwrap_or_default();
+            if held.is_empty() {
+                let evidence = format!("{} was answered, and never held: {row:?}", shown.id);
+                let rule = "answered-order-is-gone";
+                self.contradicted(entry, shown.id, Invariant::I3, rule, evidence);
+                continue;
+            }
+            if *buyer != row.buyer {
+                let evidence = format!("{} was placed by {buyer} and is {}'s", shown.id, row.buyer);
+                self.violated(Invariant::I3, "order-of-another", evidence);
+            }
+            held.sort_by_key(|(sku, _)| *sku);
+            let wanted: Vec<_> = lines
+                .iter()
+                .map(|(sku, n)| (sku.as_str(), Counters { available: -n, held: *n, sold: 0 }))
+                .collect();
+            if held != wanted {
+                let evidence =
+                    format!("{} asked for {lines:?}, the ledger held {held:?}", shown.id);
+                self.violated(Invariant::I3, "not-held-once", evidence);
+            }
+        }
+        for row in &database.orders {
+            if !told.contains(row.id.as_str()) {
+                let evidence = format!("no caller was ever told of {row:?}");
+                self.violated(Invariant::I3, "order-from-nowhere", evidence);
+            }
+        }
+        self.adjustments();
+    }
+
+    fn adjustments(&mut self) {
+        let mut answered = BTreeSet::new();
+        for entry in self.ok() {
+            let Request::Adjust { delta, .. } = &entry.request else { continue };
+            let id = entry.reply.body["id"].as_str().unwrap_or_default();
+            answered.insert(id);
+            if self.books.database.adjustments.get(id) != Some(delta) {
+                let evidence = format!("{id} by {delta} was answered at {}", entry.answered_ms);
+                self.violated(Invariant::I3, "answered-adjustment-is-gone", evidence);
+            }
+        }
+        for id in self.books.database.adjustments.keys() {
+            if !answered.contains(id.as_str()) {
+                let evidence = format!("nobody was told of {id}");
+                self.violated(Invariant::I3, "adjustment-from-nowhere", evidence);
+            }
+        }
+    }
+
+    /// I4: no buyer is over a limit, at any event; the same key gives the same order.
+    fn limits(&mut self) {
+        let mut limits = Limits::default();
+        for entry in self.ok() {
+            if let Request::Define { definition, .. } = &entry.request {
+                limits.all = definition["per_buyer_limit"].as_i64();
+                let skus = definition["skus"].as_array().into_iter().flatten();
+                limits.skus = skus
+                    .filter_map(|sku| {
+                        Some((sku["sku"].as_str()?.to_owned(), sku["per_buyer_limit"].as_i64()?))
+                    })
+                    .collect();
+            }
+        }
+        let mut orders: HashMap<String, (String, Lines)> = HashMap::new();
+        let mut buyers: HashMap<String, Lines> = HashMap::new();
+        for event in self.events() {
+            let Some(order) = event.order else { continue };
+            if let Some((buyer, had)) = orders.remove(&order.id) {
+                let count = buyers.entry(buyer).or_default();
+                had.iter().for_each(|(sku, units)| *count.entry(sku.clone()).or_default() -= units);
+            }
+            let has: Lines = units(&order.status, &order.lines, &order.returned)
+                .into_iter()
+                .map(|(sku, (held, sold))| (sku, held + sold))
+                .collect();
+            let count = buyers.entry(order.buyer.clone()).or_default();
+            has.iter().for_each(|(sku, units)| *count.entry(sku.clone()).or_default() += units);
+            let over = over_limit(&limits, count);
+            orders.insert(order.id, (order.buyer.clone(), has));
+            if let (Some(over), "order.held" | "order.confirmed") =
+                (over, event.record.kind.as_str())
+            {
+                let evidence = format!("{} {over} at seq {}", order.buyer, event.record.seq);
+                self.violated(Invariant::I4, "over-the-limit", evidence);
+            }
+        }
+        self.live_counts();
+        self.keys();
+    }
+
+    /// What Redis counts of each buyer is what that buyer's orders have.
+    fn live_counts(&mut self) {
+        let mut counts: BTreeMap<&str, Lines> = BTreeMap::new();
+        for order in self.books.lane.orders.values() {
+            for (sku, (held, sold)) in units(&order.status, &order.lines, &order.returned) {
+                if held + sold > 0 {
+                    let count = counts.entry(&order.buyer).or_default();
+                    *count.entry(sku).or_default() += held + sold;
+                }
+            }
+        }
+        let buyers: BTreeSet<_> = counts
+            .keys()
+            .copied()
+            .chain(self.books.lane.buyers.keys().map(String::as_str))
+            .collect();
+        for buyer in buyers {
+            let (of_orders, counted) = (counts.get(buyer), self.books.lane.buyers.get(buyer));
+            if of_orders != counted {
+                let evidence = format!("{buyer}: counted {counted:?}, of orders {of_orders:?}");
+                self.violated(Invariant::I4, "buyers-count-differs", evidence);
+            }
+        }
+    }
+
+    fn keys(&mut self) {
+        let mut orders: HashMap<(&str, &str), &str> = HashMap::new();
+        let mut keys: HashMap<&str, (&str, &str)> = HashMap::new();
+        for entry in self.history {
+            let (Request::Place { buyer, key, .. } | Request::CancelByKey { buyer, key, .. }) =
+                &entry.request
+            else {
+                continue;
+            };
+            let Some(shown) = entry.reply.order() else { continue };
+            let asked = (buyer.as_str(), key.as_str());
+            let known = *orders.entry(asked).or_insert(shown.id);
+            let owner = *keys.entry(shown.id).or_insert(asked);
+            if known != shown.id || owner != asked {
+                let evidence =
+                    format!("{asked:?} got {} and {known}, which is {owner:?}'s", shown.id);
+                self.violated(Invariant::I4, "key-and-order-part", evidence);
+            }
+        }
+    }
+
+    /// I5: a lane's recorded seq has no gap and no repeat, and the topic tells the same story.
+    fn sequence(&mut self) {
+        let database = &self.books.database;
+        let mut last: Option<(i64, i64)> = None;
+        for row in &database.ledger {
+            let place = (row.seq, row.line);
+            let follows = match last {
+                None => place == (1, 0),
+                Some((seq, line)) => place == (seq, line + 1) || place == (seq + 1, 0),
+            };
+            if !follows {
+                let evidence = format!("the ledger has (seq, line) {place:?} behind {last:?}");
+                self.violated(Invariant::I5, "gap-or-repeat", evidence);
+            }
+            last = Some(place);
+        }
+        let last = database.ledger.last().map_or(0, |row| row.seq);
+        if last != database.recorded {
+            let evidence = format!("the mark is {}, the ledger ends at {last}", database.recorded);
+            self.violated(Invariant::I5, "mark-differs", evidence);
+        }
+        if database.parked > 0 {
+            let evidence = format!("{} records wait for a missing one", database.parked);
+            self.violated(Invariant::I5, "parked", evidence);
+        }
+        for letter in &database.dead_letters {
+            if letter.status == "open"
+                && !self.expected.dead_letters.contains(&letter.reason.as_str())
+            {
+                let evidence = format!("{letter:?}");
+                self.violated(Invariant::I5, "dead-letter", evidence);
+            }
+        }
+        self.topic();
+    }
+
+    fn topic(&mut self) {
+        let database = &self.books.database;
+        let mut moved: HashMap<(i64, i64), BTreeMap<&str, Counters>> = HashMap::new();
+        let mut seqs = HashMap::new();
+        for row in &database.ledger {
+            let of_event = moved.entry((row.epoch, row.seq)).or_default();
+            if let Some(sku) = row.sku.as_deref() {
+                of_event.insert(sku, row.moved);
+            }
+            seqs.insert(row.seq, row.epoch);
+        }
+        let mut known: HashMap<(i64, i64), &Record> = HashMap::new();
+        for record in &self.books.records {
+            if record.partition != database.partition {
+                let evidence = format!("{record:?} is not in partition {}", database.partition);
+                self.violated(Invariant::I5, "wrong-partition", evidence);
+            }
+            // The seal of an epoch is no event of the lane's own.
+            if record.kind == "lane.sealed" {
+                continue;
+            }
+            let place = (record.epoch, record.seq);
+            let first = *known.entry(place).or_insert(record);
+            if (&first.kind, &first.data) != (&record.kind, &record.data) {
+                let evidence = format!("{first:?} and {record:?}");
+                self.violated(Invariant::I5, "fork", evidence);
+            }
+            match moved.get(&place) {
+                Some(moved) if *moved != changes_of(&record.data) => {
+                    let evidence = format!("{record:?} is in the ledger as {moved:?}");
+                    self.violated(Invariant::I5, "topic-and-ledger-differ", evidence);
+                }
+                Some(_) => {}
+                // An echo of an epoch that has ended: what another one has under that seq counts.
+                None if record.epoch < database.epoch
+                    && seqs.get(&record.seq) != Some(&record.epoch) => {}
+                None => {
+                    let evidence = format!("{record:?} is not in the ledger");
+                    self.violated(Invariant::I5, "topic-and-ledger-differ", evidence);
+                }
+            }
+        }
+        let missing: Vec<_> = moved.keys().filter(|place| !known.contains_key(place)).collect();
+        if !missing.is_empty() && !self.expected.topic_truncated {
+            let evidence = format!("recorded, but not in the topic: {missing:?}");
+            self.violated(Invariant::I5, "topic-and-ledger-differ", evidence);
+        }
+        let rows = database.ledger.windows(2);
+        let back = rows.filter(|rows| rows[1].at_ms < rows[0].at_ms);
+        let back: Vec<_> = back.map(|rows| (rows[0].seq, rows[1].seq)).collect();
+        if !back.is_empty() {
+            let evidence = format!("the lane's time goes back between {back:?}");
+            self.violated(Invariant::I5, "time-goes-back", evidence);
+        }
+    }
+
+    /// I6: never released before the deadline that was promised, nor once it is paid.
+    fn deadlines(&mut self) {
+        let mut promised: HashMap<&str, i64> = HashMap::new();
+        // What Redis may have forgotten since.
+        let mut told: HashMap<&str, i64> = HashMap::new();
+        for entry in self.ok() {
+            let Some(shown) = entry.reply.order() else { continue };
+            if matches!(shown.status, "held" | "paying") {
+                let counts = self.expected.forgets == Forgets::Nothing || was_promised(entry);
+                let deadlines = if counts { &mut promised } else { &mut told };
+                let deadline = deadlines.entry(shown.id).or_default();
+                *deadline = shown.expires_ms.max(*deadline);
+            }
+        }
+        for entry in self.history.iter().filter(|entry| entry.reply.outcome == Outcome::Refused) {
+            let Some(shown) = entry.reply.order() else { continue };
+            let deadline = promised.get(shown.id).copied().unwrap_or_default();
+            let early = entry.reply.code.as_deref() == Some("order-expired")
+                && entry.answered_ms < deadline;
+            if early && !self.expected.clocks_moved {
+                let evidence = format!(
+                    "{} was said to be over at {}, promised until {deadline}",
+                    shown.id, entry.answered_ms
+                );
+                self.violated(Invariant::I6, "over-before-its-deadline", evidence);
+            }
+        }
+        let mut before: HashMap<String, (String, i64)> = HashMap::new();
+        for event in self.events() {
+            let Some(order) = event.order else { continue };
+            let (from, deadline) = match before.get(&order.id) {
+                Some((status, deadline)) => (Some(status.as_str()), *deadline),
+                None => (None, 0),
+            };
+            let step = event.record.kind.trim_start_matches("order.");
+            if step == "expired" {
+                let deadline =
+                    deadline.max(promised.get(order.id.as_str()).copied().unwrap_or_default());
+                if event.record.at_ms < deadline {
+                    let evidence = format!(
+                        "{} was released at {}, promised until {deadline}",
+                        order.id, event.record.at_ms
+                    );
+                    self.violated(Invariant::I6, "released-before-its-deadline", evidence);
+                } else if told.get(order.id.as_str()).is_some_and(|told| event.record.at_ms < *told)
+                {
+                    self.undone.insert(order.id.clone());
+                }
+            }
+            // Where records are missing, what came before is not known.
+            let known = from.is_some() || !self.expected.topic_truncated;
+            if known && !may_follow(from, step, &order.status) {
+                let rule =
+                    if from == Some("confirmed") { "released-once-paid" } else { "no-such-step" };
+                let evidence = format!(
+                    "{}: {step} from {from:?} to {} at seq {}",
+                    order.id, order.status, event.record.seq
+                );
+                self.violated(Invariant::I6, rule, evidence);
+            }
+            let deadline = deadline.max(order.expires_ms);
+            before.insert(order.id, (order.status, deadline));
+        }
+    }
+
+    /// I7: paid = confirmed + refund due.
+    fn payments(&mut self) {
+        let database = &self.books.database;
+        let due: HashSet<(&str, &str)> = database
+            .refunds
+            .iter()
+            .map(|(order, payment)| (order.as_str(), payment.as_str()))
+            .collect();
+        let rows: HashMap<_, _> =
+            database.orders.iter().map(|row| (row.id.as_str(), row)).collect();
+        let bought = |order: &str, payment: &str| {
+            rows.get(order).is_some_and(|row| {
+                matches!(row.status.as_str(), "confirmed" | "returned")
+                    && row.payment.as_deref() == Some(payment)
+            })
+        };
+        let mut paid: BTreeSet<(&str, &str)> = BTreeSet::new();
+        let mut judged = HashSet::new();
+        for entry in self.history {
+            let (order, payment) = match &entry.request {
+                Request::Confirm { order, payment, .. }
+                | Request::Webhook { order, payment, succeeded: true } => (order, payment),
+                _ => continue,
+            };
+            let place = (order.as_str(), payment.as_str());
+            paid.insert(place);
+            let (has, owed) = (bought(order, payment), due.contains(&place));
+            let refund = entry.reply.body["refund_id"].is_string();
+            let rule = "money-and-goods-part";
+            let evidence = |wrong| format!("payment {payment} of {order}: {wrong}");
+            if has && owed && judged.insert((place, "both")) {
+                let evidence = evidence("bought, and due as well");
+                self.violated(Invariant::I7, rule, evidence);
+            }
+            let wrong = match (&entry.request, entry.reply.outcome) {
+                (Request::Confirm { .. }, Outcome::Ok) if !has => "answered as bought, and is not",
+                (Request::Webhook { .. }, Outcome::Ok) if !has && !owed => {
+                    "taken, and neither bought nor due"
+                }
+                (_, Outcome::Refused) if refund && !owed => "answered as due, and is not",
+                _ => continue,
+            };
+            if judged.insert((place, wrong)) || was_promised(entry) {
+                self.contradicted(entry, order, Invariant::I7, rule, evidence(wrong));
+            }
+        }
+        for row in database.orders.iter().filter(|row| row.status == "confirmed") {
+            let payment = row.payment.as_deref().unwrap_or_default();
+            if !paid.contains(&(row.id.as_str(), payment)) {
+                let evidence = format!("{row:?} was never paid by that");
+                self.violated(Invariant::I7, "goods-without-money", evidence);
+            }
+        }
+        for (order, payment) in &due {
+            if !paid.contains(&(*order, *payment)) {
+                let evidence = format!("payment {payment} of {order} was never made");
+                self.violated(Invariant::I7, "refund-from-nowhere", evidence);
+            }
+        }
+        let mut remembered: BTreeSet<(&str, &str)> = BTreeSet::new();
+        for row in &database.orders {
+            let live = self.books.lane.orders.get(key_of(&row.id));
+            let payments = live.into_iter().flat_map(|live| &live.refunds);
+            remembered.extend(payments.map(|payment| (row.id.as_str(), payment.as_str())));
+        }
+        let due: BTreeSet<_> = due.into_iter().collect();
+        if remembered != due {
+            let differ: Vec<_> = remembered.symmetric_difference(&due).collect();
+            let evidence = format!("Redis and the database differ in refunds: {differ:?}");
+            self.violated(Invariant::I7, "refunds-differ", evidence);
+        }
+    }
+}
+
+fn event_order(data: &Value) -> Option<EventOrder> {
+    let order = &data["order"];
+    Some(EventOrder {
+        id: order["id"].as_str()?.to_owned(),
+        buyer: order["buyer_id"].as_str().unwrap_or_default().to_owned(),
+        status: order["status"].as_str()?.to_owned(),
+        lines: lines_of(&order["lines"]),
+        returned: lines_of(&order["returned"]),
+        expires_ms: time_of(&order["expires_at"])?,
+    })
+}
+
+fn changes_of(data: &Value) -> BTreeMap<&str, Counters> {
+    let changes = data["changes"].as_array().into_iter().flatten();
+    changes
+        .filter_map(|change| {
+            let number = |name: &str| change[name].as_i64();
+            let moved = Counters {
+                available: number("available")?,
+                held: number("held")?,
+                sold: number("sold")?,
+            };
+            Some((change["sku"].as_str()?, moved))
+        })
+        .collect()
+}
+
+/// Why the order as it was shown cannot have become what it is.
+fn not_kept(shown: &Shown<'_>, row: &crate::books::OrderRow) -> Option<String> {
+    let status = row.status.as_str();
+    let kept = match shown.status {
+        "cancelled" => status == "cancelled",
+        "confirmed" => matches!(status, "confirmed" | "returned"),
+        "returned" => status == "returned",
+        "expired" => matches!(status, "expired" | "confirmed" | "returned" | "cancelled"),
+        _ => true,
+    };
+    if !kept {
+        return Some(format!("it was {}, and is {status}", shown.status));
+    }
+    if matches!(shown.status, "confirmed" | "returned")
+        && (shown.payment != row.payment.as_deref() || shown.lines != row.lines)
+    {
+        return Some(format!("it was {shown:?}, and is {row:?}"));
+    }
+    let fewer = shown
+        .returned
+        .iter()
+        .any(|(sku, units)| row.returned.get(sku).copied().unwrap_or_default() < *units);
+    fewer.then(|| format!("{:?} had come back, and are {:?}", shown.returned, row.returned))
+}
+
+fn over_limit(limits: &Limits, count: &Lines) -> Option<String> {
+    let all: i64 = count.values().sum();
+    if let Some(limit) = limits.all.filter(|limit| all > *limit) {
+        return Some(format!("has {all} of at most {limit}"));
+    }
+    let over =
+        limits.skus.iter().find(|(sku, limit)| count.get(*sku).is_some_and(|units| units > *limit));
+    over.map(|(sku, limit)| format!("has {} {sku} of at most {limit}", count[sku]))
+}

@@ -1,0 +1,615 @@
+//! Hand-made histories and books: a sale in which all is well, and the same with one thing wrong.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::books::{CounterRow, DeadLetter, LedgerRow, LiveOrder, OrderRow, Rebuild};
+use crate::history::Reply;
+
+const SALE: &str = "sale";
+const HOLD_MS: i64 = 3_000;
+
+fn lines(units: i64) -> Lines {
+    [("a".to_owned(), units)].into()
+}
+
+fn lines_json(lines: &Lines) -> Value {
+    lines.iter().map(|(sku, units)| json!({"sku": sku, "quantity": units})).collect()
+}
+
+fn rfc(ms: i64) -> String {
+    let time = chrono::DateTime::from_timestamp_millis(ms).expect("a time");
+    time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+}
+
+fn counters(available: i64, held: i64, sold: i64) -> Counters {
+    Counters { available, held, sold }
+}
+
+/// A sale of one SKU, `a`, that keeps its books as Holdfast does.
+struct Shop {
+    history: Vec<Entry>,
+    books: Books,
+    now: i64,
+}
+
+impl Shop {
+    /// 10 units, at most 4 a buyer.
+    fn open() -> Self {
+        let mut shop = Self { history: Vec::new(), books: Books::default(), now: 1_000_000 };
+        let definition = json!({"per_buyer_limit": 4, "skus": [{"sku": "a", "stock": 10, "per_buyer_limit": 4}]});
+        let define = Request::Define { sale: SALE.into(), definition };
+        shop.answer(define, 201, Value::Null);
+        shop.event("sale.defined", None, counters(10, 0, 0), json!({"version": 1}));
+        shop
+    }
+
+    fn answer(&mut self, request: Request, status: u16, body: Value) {
+        let ok = status < 300;
+        let reply = Reply {
+            outcome: if ok { Outcome::Ok } else { Outcome::Refused },
+            status: Some(status),
+            code: body["code"].as_str().map(str::to_owned),
+            replayed: false,
+            body,
+        };
+        let (sent_ms, answered_ms) = (self.now, self.now + 1);
+        let client = "c".to_owned();
+        let (instance, asked) = (0, None);
+        self.history.push(Entry { client, instance, asked, sent_ms, answered_ms, request, reply });
+    }
+
+    /// One event of the lane, through to the database.
+    fn event(&mut self, kind: &str, order: Option<&str>, moved: Counters, mut data: Value) {
+        self.now += 10;
+        self.books.lane.seq += 1;
+        let (seq, at_ms) = (self.books.lane.seq, self.now);
+        let moves = moved != Counters::default();
+        if let Some(order) = order {
+            let row = self.row(order);
+            row.seq = seq;
+            let row = row.clone();
+            data["order"] = json!({
+                "id": row.id, "buyer_id": row.buyer, "status": row.status, "seq": seq,
+                "lines": lines_json(&row.lines), "returned": lines_json(&row.returned),
+                "payment_id": row.payment, "expires_at": rfc(row.expires_ms),
+            });
+            self.books.lane.orders.insert(key_of(order).to_owned(), live(&row, Vec::new()));
+        }
+        data["changes"] = if moves {
+            json!([{"sku": "a", "available": moved.available, "held": moved.held, "sold": moved.sold}])
+        } else {
+            json!([])
+        };
+        self.books.lane.stock.entry("a".into()).or_default().add(moved);
+        let database = &mut self.books.database;
+        database.recorded = seq;
+        (self.books.lane.epoch, database.epoch) = (1, 1);
+        database.ledger.push(LedgerRow {
+            epoch: 1,
+            seq,
+            line: 0,
+            event: kind.rsplit('.').next().unwrap_or_default().into(),
+            order: order.map(str::to_owned),
+            sku: moves.then(|| "a".into()),
+            moved,
+            at_ms,
+        });
+        let row = database.counters.entry("a".into());
+        let row = row.or_insert(CounterRow { total: 0, counters: Counters::default() });
+        row.counters.add(moved);
+        row.total = row.counters.total();
+        let offset = seq - 1;
+        let kind = kind.to_owned();
+        self.books.records.push(Record { partition: 0, offset, kind, epoch: 1, seq, at_ms, data });
+    }
+
+    fn row(&mut self, id: &str) -> &mut OrderRow {
+        let mut rows = self.books.database.orders.iter_mut();
+        rows.find(|row| row.id == id).expect("a known order")
+    }
+
+    fn count(&mut self, buyer: &str, by: i64) {
+        let count = self.books.lane.buyers.entry(buyer.into()).or_default();
+        *count.entry("a".into()).or_default() += by;
+        count.retain(|_, units| *units > 0);
+        self.books.lane.buyers.retain(|_, count| !count.is_empty());
+    }
+
+    /// The order as it stands now.
+    fn shown(&mut self, id: &str) -> Value {
+        let row = self.row(id);
+        json!({
+            "id": row.id, "status": row.status, "lines": lines_json(&row.lines),
+            "returned": lines_json(&row.returned), "payment_id": row.payment,
+            "expires_at": rfc(row.expires_ms),
+        })
+    }
+
+    fn place(&mut self, buyer: &str, key: &str, units: i64) -> String {
+        let id = format!("ord_{:0>16}{:->22}.{SALE}", 1, format!("{buyer}{key}"));
+        self.books.database.orders.push(OrderRow {
+            id: id.clone(),
+            buyer: buyer.into(),
+            status: "held".into(),
+            lines: lines(units),
+            returned: Lines::new(),
+            payment: None,
+            expires_ms: self.now + 10 + HOLD_MS,
+            seq: 0,
+        });
+        self.count(buyer, units);
+        self.event("order.held", Some(&id), counters(-units, units, 0), json!({}));
+        let shown = self.shown(&id);
+        self.answer(place(buyer, key, units), 201, shown);
+        id
+    }
+
+    fn confirm(&mut self, id: &str, payment: &str) {
+        let row = self.row(id);
+        (row.status, row.payment) = ("confirmed".into(), Some(payment.into()));
+        let units = row.lines["a"];
+        self.event("order.confirmed", Some(id), counters(0, -units, units), json!({}));
+        let shown = self.shown(id);
+        self.answer(confirm(id, payment), 200, shown);
+    }
+
+    /// Ends a hold, without any call.
+    fn release(&mut self, id: &str, status: &str) {
+        let row = self.row(id);
+        row.status = status.into();
+        let (units, buyer) = (row.lines["a"], row.buyer.clone());
+        self.count(&buyer, -units);
+        let kind = format!("order.{status}");
+        self.event(&kind, Some(id), counters(units, -units, 0), json!({}));
+    }
+
+    fn cancel(&mut self, id: &str) {
+        self.release(id, "cancelled");
+        let shown = self.shown(id);
+        self.answer(Request::Cancel { order: id.into() }, 200, shown);
+    }
+
+    fn expire(&mut self, id: &str) {
+        self.now += HOLD_MS;
+        self.release(id, "expired");
+    }
+
+    fn refund(&mut self, id: &str, payment: &str) {
+        self.event("order.refund_due", Some(id), Counters::default(), json!({}));
+        self.books.database.refunds.push((id.into(), payment.into()));
+        let row = self.row(id).clone();
+        self.books.lane.orders.insert(key_of(id).into(), live(&row, vec![payment.into()]));
+        let shown = self.shown(id);
+        let body = json!({"code": "order-cancelled", "refund_id": "rfd_1", "order": shown});
+        self.answer(confirm(id, payment), 409, body);
+    }
+
+    fn adjust(&mut self, key: &str, delta: i64) {
+        let id = format!("adj_{key}");
+        self.event("stock.adjusted", None, counters(delta, 0, 0), json!({}));
+        self.books.database.adjustments.insert(id.clone(), delta);
+        let request =
+            Request::Adjust { sale: SALE.into(), sku: "a".into(), key: key.into(), delta };
+        self.answer(request, 201, json!({"id": id}));
+    }
+
+    fn rules(&self) -> BTreeSet<(Invariant, &'static str)> {
+        self.rules_expecting(&Expected::default())
+    }
+
+    fn rules_expecting(&self, expected: &Expected) -> BTreeSet<(Invariant, &'static str)> {
+        let found = check(&self.history, &self.books, expected);
+        found.iter().map(|violation| (violation.invariant, violation.rule)).collect()
+    }
+
+    #[track_caller]
+    fn breaks(&self, invariant: Invariant, rule: &'static str) {
+        let found = check(&self.history, &self.books, &Expected::default());
+        let caught = found.iter().any(|one| (one.invariant, one.rule) == (invariant, rule));
+        assert!(caught, "{invariant:?} {rule} is not among {found:#?}");
+    }
+}
+
+fn live(row: &OrderRow, refunds: Vec<String>) -> LiveOrder {
+    LiveOrder {
+        status: row.status.clone(),
+        seq: row.seq,
+        buyer: row.buyer.clone(),
+        lines: row.lines.clone(),
+        returned: row.returned.clone(),
+        payment: row.payment.clone(),
+        expires_ms: row.expires_ms,
+        refunds: refunds.into_iter().collect(),
+    }
+}
+
+fn place(buyer: &str, key: &str, units: i64) -> Request {
+    Request::Place {
+        sale: SALE.into(),
+        buyer: buyer.into(),
+        key: key.into(),
+        lines: lines(units),
+        hold_seconds: None,
+    }
+}
+
+fn confirm(order: &str, payment: &str) -> Request {
+    Request::Confirm { order: order.into(), payment: payment.into(), lines: None }
+}
+
+/// Everything that a sale knows, and nothing wrong with it. Returns a confirmed, a cancelled and an
+/// expired order, and one that is held.
+fn busy_shop() -> (Shop, [String; 4]) {
+    let mut shop = Shop::open();
+    let sold = shop.place("u1", "k1", 2);
+    shop.confirm(&sold, "pay-1");
+    let cancelled = shop.place("u2", "k1", 1);
+    shop.cancel(&cancelled);
+    shop.refund(&cancelled, "pay-2");
+    let expired = shop.place("u3", "k1", 3);
+    shop.expire(&expired);
+    shop.adjust("more", 5);
+    let held = shop.place("u4", "k1", 1);
+    (shop, [sold, cancelled, expired, held])
+}
+
+#[test]
+fn a_sale_in_which_all_is_well_passes() {
+    let (shop, _) = busy_shop();
+    assert_eq!(shop.rules(), BTreeSet::new());
+    assert!(lost(&shop.history, &shop.books).is_empty());
+}
+
+#[test]
+fn i1_more_sold_than_there_is() {
+    let (mut shop, _) = busy_shop();
+    for buyer in ["v1", "v2", "v3"] {
+        shop.place(buyer, "k", 4);
+        shop.place(&format!("{buyer}-too"), "k", 4);
+    }
+    shop.breaks(Invariant::I1, "below-zero");
+}
+
+#[test]
+fn i1_units_that_come_from_nowhere() {
+    let (mut shop, [sold, ..]) = busy_shop();
+    let entry = shop.books.database.ledger.iter_mut().find(|row| row.order == Some(sold.clone()));
+    entry.expect("its hold").moved.held += 1;
+    shop.breaks(Invariant::I1, "units-from-nowhere");
+}
+
+#[test]
+fn i1_an_answer_about_stock_that_does_not_add_up() {
+    let (mut shop, _) = busy_shop();
+    let skus = json!([{"sku": "a", "total": 15, "available": 12, "held": 1, "sold": 3}]);
+    shop.answer(Request::Stock { sale: SALE.into() }, 200, json!({"skus": skus}));
+    shop.breaks(Invariant::I1, "stock-does-not-add-up");
+}
+
+#[test]
+fn i2_counters_that_differ() {
+    let (mut shop, _) = busy_shop();
+    shop.books.lane.stock.get_mut("a").expect("an SKU").available += 1;
+    shop.breaks(Invariant::I2, "counters-differ");
+    let (mut shop, _) = busy_shop();
+    let row = shop.books.database.counters.get_mut("a").expect("an SKU");
+    (row.counters.held, row.counters.available) =
+        (row.counters.held + 1, row.counters.available - 1);
+    shop.breaks(Invariant::I2, "counters-differ");
+}
+
+#[test]
+fn i2_orders_that_hold_something_else_than_the_counters_say() {
+    let (mut shop, [_, _, _, held]) = busy_shop();
+    shop.books.lane.orders.get_mut(key_of(&held)).expect("it is there").lines = lines(2);
+    shop.breaks(Invariant::I2, "orders-differ-from-counters");
+    shop.breaks(Invariant::I2, "order-differs");
+}
+
+#[test]
+fn i2_an_order_that_only_redis_has() {
+    let (mut shop, [sold, ..]) = busy_shop();
+    let order = shop.books.lane.orders[key_of(&sold)].clone();
+    shop.books
+        .lane
+        .orders
+        .insert("another".into(), LiveOrder { status: "expired".into(), ..order });
+    shop.breaks(Invariant::I2, "order-differs");
+}
+
+#[test]
+fn i2_a_lane_that_is_not_drained() {
+    let (mut shop, _) = busy_shop();
+    shop.books.lane.seq += 1;
+    shop.breaks(Invariant::I2, "not-drained");
+}
+
+#[test]
+fn i3_an_answered_order_that_is_gone() {
+    let (mut shop, [_, _, _, held]) = busy_shop();
+    shop.books.lane.orders.remove(key_of(&held));
+    shop.books.database.orders.retain(|row| row.id != held);
+    shop.books.database.ledger.retain(|row| row.order.as_ref() != Some(&held));
+    shop.breaks(Invariant::I3, "answered-order-is-gone");
+    assert_eq!(lost(&shop.history, &shop.books), [held]);
+}
+
+#[test]
+fn i3_an_answered_order_of_which_only_a_tombstone_is_there() {
+    let (mut shop, gone) = forgetful_shop();
+    shop.books.database.orders.push(OrderRow {
+        id: gone.clone(),
+        buyer: String::new(),
+        status: "cancelled".into(),
+        lines: Lines::new(),
+        returned: Lines::new(),
+        payment: None,
+        expires_ms: shop.now,
+        seq: 0,
+    });
+    shop.event("order.cancelled", Some(&gone), Counters::default(), json!({}));
+    shop.breaks(Invariant::I3, "answered-order-is-gone");
+    assert_eq!(lost(&shop.history, &shop.books), [gone]);
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Untold)), BTreeSet::new());
+}
+
+#[test]
+fn i3_an_order_that_nobody_placed() {
+    let (mut shop, _) = busy_shop();
+    shop.place("u5", "k1", 1);
+    shop.history.pop();
+    shop.breaks(Invariant::I3, "order-from-nowhere");
+}
+
+#[test]
+fn i3_an_order_that_was_held_twice_or_of_other_lines() {
+    let (mut shop, [_, _, _, held]) = busy_shop();
+    shop.event("order.held", Some(&held), counters(-1, 1, 0), json!({}));
+    shop.breaks(Invariant::I3, "not-held-once");
+    let (mut shop, _) = busy_shop();
+    let Some(Entry { request: Request::Place { lines, .. }, .. }) = shop.history.last_mut() else {
+        panic!("the last call placed an order");
+    };
+    lines.insert("b".into(), 1);
+    shop.breaks(Invariant::I3, "not-held-once");
+}
+
+#[test]
+fn i3_an_order_that_is_anothers() {
+    let (mut shop, [_, _, _, held]) = busy_shop();
+    shop.row(&held).buyer = "u9".into();
+    shop.breaks(Invariant::I3, "order-of-another");
+}
+
+#[test]
+fn i3_a_cancellation_that_did_not_stay() {
+    let (mut shop, [_, cancelled, ..]) = busy_shop();
+    shop.row(&cancelled).status = "held".into();
+    shop.breaks(Invariant::I3, "answer-was-undone");
+}
+
+#[test]
+fn i3_adjustments_that_are_gone_or_come_from_nowhere() {
+    let (mut shop, _) = busy_shop();
+    shop.books.database.adjustments.clear();
+    shop.breaks(Invariant::I3, "answered-adjustment-is-gone");
+    let (mut shop, _) = busy_shop();
+    shop.books.database.adjustments.insert("adj_other".into(), 1);
+    shop.breaks(Invariant::I3, "adjustment-from-nowhere");
+}
+
+#[test]
+fn i4_a_buyer_over_the_limit() {
+    let (mut shop, _) = busy_shop();
+    shop.place("u1", "k2", 3);
+    shop.breaks(Invariant::I4, "over-the-limit");
+    assert!(!shop.rules().contains(&(Invariant::I4, "buyers-count-differs")));
+}
+
+#[test]
+fn i4_a_buyers_count_that_is_wrong() {
+    let (mut shop, _) = busy_shop();
+    shop.count("u1", 1);
+    shop.breaks(Invariant::I4, "buyers-count-differs");
+    let (mut shop, _) = busy_shop();
+    shop.books.lane.buyers.remove("u1");
+    shop.breaks(Invariant::I4, "buyers-count-differs");
+}
+
+#[test]
+fn i4_one_key_that_got_two_orders_and_one_order_of_two_keys() {
+    let (mut shop, [_, _, _, held]) = busy_shop();
+    shop.place("u4", "k2", 1);
+    let Some(Entry { request: Request::Place { key, .. }, .. }) = shop.history.last_mut() else {
+        panic!("the last call placed an order");
+    };
+    *key = "k1".into();
+    shop.breaks(Invariant::I4, "key-and-order-part");
+    let (mut shop, _) = busy_shop();
+    let shown = shop.shown(&held);
+    shop.answer(place("u4", "k3", 1), 201, shown);
+    shop.breaks(Invariant::I4, "key-and-order-part");
+}
+
+#[test]
+fn i5_a_gap_a_repeat_and_a_mark_that_is_not_the_end() {
+    let (mut shop, _) = busy_shop();
+    shop.books.database.ledger.remove(3);
+    shop.breaks(Invariant::I5, "gap-or-repeat");
+    let (mut shop, _) = busy_shop();
+    let again = shop.books.database.ledger[3].clone();
+    shop.books.database.ledger.insert(4, again);
+    shop.breaks(Invariant::I5, "gap-or-repeat");
+    let (mut shop, _) = busy_shop();
+    shop.books.database.recorded += 1;
+    shop.breaks(Invariant::I5, "mark-differs");
+}
+
+#[test]
+fn i5_a_topic_that_tells_another_story() {
+    let (mut shop, _) = busy_shop();
+    let mut fork = shop.books.records[3].clone();
+    fork.data["order"]["buyer_id"] = "another".into();
+    shop.books.records.push(fork);
+    shop.breaks(Invariant::I5, "fork");
+    let (mut shop, _) = busy_shop();
+    shop.books.records[1].data["changes"] = json!([]);
+    shop.breaks(Invariant::I5, "topic-and-ledger-differ");
+    let (mut shop, _) = busy_shop();
+    shop.books.records[2].partition = 1;
+    shop.breaks(Invariant::I5, "wrong-partition");
+}
+
+#[test]
+fn i5_a_record_that_is_missing_or_not_recorded() {
+    let (mut shop, _) = busy_shop();
+    shop.books.records.remove(3);
+    shop.breaks(Invariant::I5, "topic-and-ledger-differ");
+    let truncated = Expected { topic_truncated: true, ..Expected::default() };
+    assert_eq!(shop.rules_expecting(&truncated), BTreeSet::new());
+    let (mut shop, _) = busy_shop();
+    let last = shop.books.records.last().expect("a record").clone();
+    let (offset, seq) = (last.offset + 1, last.seq + 1);
+    shop.books.records.push(Record { offset, seq, ..last });
+    shop.breaks(Invariant::I5, "topic-and-ledger-differ");
+}
+
+#[test]
+fn i5_the_same_record_twice_and_an_echo_of_an_older_epoch_are_no_violation() {
+    let (mut shop, _) = busy_shop();
+    let again = shop.books.records[3].clone();
+    shop.books.records.push(Record { offset: 100, ..again });
+    assert_eq!(shop.rules(), BTreeSet::new());
+    let mut echo = shop.books.records[3].clone();
+    (shop.books.lane.epoch, shop.books.database.epoch) = (2, 2);
+    (echo.seq, echo.offset) = (echo.seq + 100, 101);
+    shop.books.records.push(echo);
+    assert_eq!(shop.rules(), BTreeSet::new());
+}
+
+#[test]
+fn i5_records_left_parked_dead_letters_and_time_that_goes_back() {
+    let (mut shop, _) = busy_shop();
+    shop.books.database.parked = 1;
+    shop.breaks(Invariant::I5, "parked");
+    let (mut shop, _) = busy_shop();
+    let (reason, status) = ("fork".to_owned(), "open".to_owned());
+    shop.books.database.dead_letters.push(DeadLetter { reason, status, epoch: None, seq: None });
+    shop.breaks(Invariant::I5, "dead-letter");
+    let expected = Expected { dead_letters: &["fork"], ..Expected::default() };
+    assert_eq!(shop.rules_expecting(&expected), BTreeSet::new());
+    let (mut shop, _) = busy_shop();
+    shop.books.database.ledger[2].at_ms -= 1_000;
+    shop.breaks(Invariant::I5, "time-goes-back");
+}
+
+#[test]
+fn i6_a_hold_released_before_its_time() {
+    let (mut shop, [_, _, _, held]) = busy_shop();
+    shop.release(&held, "expired");
+    shop.breaks(Invariant::I6, "released-before-its-deadline");
+}
+
+#[test]
+fn i6_an_answer_promised_more_time_than_the_order_got() {
+    let (mut shop, [_, _, _, held]) = busy_shop();
+    let shown = shop.shown(&held);
+    let code = json!({"code": "order-expired", "order": shown});
+    shop.answer(place("u4", "k1", 1), 409, code);
+    shop.breaks(Invariant::I6, "over-before-its-deadline");
+    let moved = Expected { clocks_moved: true, ..Expected::default() };
+    assert_eq!(shop.rules_expecting(&moved), BTreeSet::new());
+}
+
+#[test]
+fn i6_an_order_released_once_it_is_paid_and_a_step_that_is_none() {
+    let (mut shop, [sold, ..]) = busy_shop();
+    shop.expire(&sold);
+    shop.breaks(Invariant::I6, "released-once-paid");
+    let (mut shop, [_, cancelled, ..]) = busy_shop();
+    shop.row(&cancelled).status = "held".into();
+    shop.event("order.held", Some(&cancelled), counters(-1, 1, 0), json!({}));
+    shop.breaks(Invariant::I6, "no-such-step");
+}
+
+#[test]
+fn i7_money_without_goods() {
+    let (mut shop, [_, cancelled, ..]) = busy_shop();
+    shop.books.database.refunds.clear();
+    shop.breaks(Invariant::I7, "money-and-goods-part");
+    shop.breaks(Invariant::I7, "refunds-differ");
+    let webhook = Request::Webhook { order: cancelled, payment: "pay-3".into(), succeeded: true };
+    let (mut shop, _) = busy_shop();
+    shop.answer(webhook, 204, Value::Null);
+    shop.breaks(Invariant::I7, "money-and-goods-part");
+}
+
+#[test]
+fn i7_bought_and_due_as_well_and_bought_twice() {
+    let (mut shop, [sold, ..]) = busy_shop();
+    shop.books.database.refunds.push((sold.clone(), "pay-1".into()));
+    shop.breaks(Invariant::I7, "money-and-goods-part");
+    let (mut shop, _) = busy_shop();
+    let shown = shop.shown(&sold);
+    shop.answer(confirm(&sold, "pay-other"), 200, shown);
+    shop.breaks(Invariant::I7, "money-and-goods-part");
+}
+
+#[test]
+fn i7_goods_without_money_and_refunds_of_nothing() {
+    let (mut shop, [sold, ..]) = busy_shop();
+    shop.history.retain(
+        |entry| !matches!(&entry.request, Request::Confirm { order, .. } if *order == sold),
+    );
+    shop.breaks(Invariant::I7, "goods-without-money");
+    let (mut shop, [sold, ..]) = busy_shop();
+    shop.books.database.refunds.push((sold, "pay-9".into()));
+    shop.breaks(Invariant::I7, "refund-from-nowhere");
+}
+
+/// A sale whose last order Redis has forgotten, before anybody else knew of it.
+fn forgetful_shop() -> (Shop, String) {
+    let (mut shop, _) = busy_shop();
+    let before = shop.books.clone();
+    let gone = shop.place("u6", "k1", 1);
+    shop.books = before;
+    (shop, gone)
+}
+
+fn forgets(forgets: Forgets) -> Expected {
+    Expected { forgets, ..Expected::default() }
+}
+
+#[test]
+fn what_redis_alone_knew_may_be_forgotten_where_a_report_names_it() {
+    let (mut shop, gone) = forgetful_shop();
+    shop.breaks(Invariant::I3, "answered-order-is-gone");
+    let told = BTreeSet::from([(Invariant::I3, "forgotten-and-not-told")]);
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Untold)), BTreeSet::new());
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Reported)), told);
+    let report = |lost_orders, lost_max| Rebuild {
+        outcome: "rebuilt".into(),
+        why: "run".into(),
+        seq_before: Some(1),
+        lost_orders,
+        lost_max,
+    };
+    shop.books.database.rebuilds = vec![report(Vec::new(), 1)];
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Reported)), told);
+    shop.books.database.rebuilds = vec![report(vec![gone.clone()], 0)];
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Reported)), told);
+    shop.books.database.rebuilds = vec![report(vec![gone], 1)];
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Reported)), BTreeSet::new());
+}
+
+#[test]
+fn what_was_promised_more_than_memory_is_never_forgotten() {
+    let gone = BTreeSet::from([(Invariant::I3, "answered-order-is-gone")]);
+    let (mut shop, _) = forgetful_shop();
+    shop.history.last_mut().expect("an answer").asked = Some("replicated".into());
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Untold)), gone);
+    let (mut shop, _) = forgetful_shop();
+    shop.history.last_mut().expect("an answer").reply.body["durability"] = "recorded".into();
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Untold)), gone);
+}

@@ -1,0 +1,952 @@
+//! The drills. Each is what it does to the stack while callers press on it; it must show that its
+//! fault bit (`Scene::bit`), or it has proven nothing and fails.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use futures_util::future::LocalBoxFuture;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::books::{self, Rebuild, lane_key};
+use crate::checker::{Expected, Forgets};
+use crate::history::{Entry, Outcome, Request, now_ms};
+use crate::parts::{Service, eventually};
+use crate::proxy::Replies;
+use crate::scene::{Layout, Scene};
+use crate::workload::SKUS;
+
+pub struct Drill {
+    pub name: &'static str,
+    pub about: &'static str,
+    /// In the selection that CI runs.
+    pub short: bool,
+    pub layout: Layout,
+    pub expected: Expected,
+    pub run: for<'a> fn(&'a Scene<'a>) -> LocalBoxFuture<'a, anyhow::Result<()>>,
+}
+
+/// Events that must have piled up before a fault that stops them counts.
+const PILED_UP: i64 = 20;
+
+const LAYOUT: Layout = Layout {
+    services: WHOLE,
+    settings: &[],
+    redis: &[],
+    replica: false,
+    durability: None,
+    clock: false,
+};
+const EXPECTED: Expected = Expected {
+    dead_letters: &[],
+    topic_truncated: false,
+    clocks_moved: false,
+    forgets: Forgets::Nothing,
+};
+/// Redis forgets what it had answered at `memory`, and a report says so.
+const REPORTED: Expected = Expected { forgets: Forgets::Reported, ..EXPECTED };
+/// What a relay that slept through a rebuild sends of the epoch before.
+const ECHOES: Expected = Expected { dead_letters: &["stale-epoch"], ..REPORTED };
+
+/// Two instances that callers ask; one has all the roles.
+const WHOLE: &[(&str, &str)] = &[("one", "api,relay,writer,sweeper,reconciler"), ("two", "api")];
+
+pub const DRILLS: &[Drill] = &[
+    Drill {
+        name: "kill-service",
+        about: "SIGKILL of an instance with all roles, again and again",
+        short: true,
+        layout: LAYOUT,
+        expected: EXPECTED,
+        run: |scene| Box::pin(kill_service(scene)),
+    },
+    Drill {
+        name: "kill-relay",
+        about: "SIGKILL of the relay, with events on their way",
+        short: true,
+        layout: Layout {
+            services: &[
+                ("one", "api"),
+                ("two", "api,writer,sweeper,reconciler"),
+                ("relay", "relay"),
+            ],
+            ..LAYOUT
+        },
+        expected: EXPECTED,
+        run: |scene| Box::pin(kill_role(scene, "relay")),
+    },
+    Drill {
+        name: "kill-writer",
+        about: "SIGKILL of the writer, with a batch in its hands",
+        short: false,
+        layout: Layout {
+            services: &[
+                ("one", "api"),
+                ("two", "api,relay,sweeper,reconciler"),
+                ("writer", "writer"),
+            ],
+            ..LAYOUT
+        },
+        expected: EXPECTED,
+        run: |scene| Box::pin(kill_role(scene, "writer")),
+    },
+    Drill {
+        name: "kill-sweeper",
+        about: "SIGKILL of the sweeper, while holds run out",
+        short: false,
+        layout: Layout {
+            services: &[
+                ("one", "api"),
+                ("two", "api,relay,writer,reconciler"),
+                ("sweeper", "sweeper"),
+            ],
+            ..LAYOUT
+        },
+        expected: EXPECTED,
+        run: |scene| Box::pin(kill_role(scene, "sweeper")),
+    },
+    Drill {
+        name: "kill-redis-everysec",
+        about: "SIGKILL of Redis, appendfsync everysec",
+        short: true,
+        layout: LAYOUT,
+        expected: EXPECTED,
+        run: |scene| Box::pin(kill_redis(scene)),
+    },
+    Drill {
+        name: "kill-redis-always",
+        about: "SIGKILL of Redis, appendfsync always",
+        short: false,
+        layout: Layout { redis: &["--appendfsync", "always"], ..LAYOUT },
+        expected: EXPECTED,
+        run: |scene| Box::pin(kill_redis(scene)),
+    },
+    Drill {
+        name: "kill-kafka",
+        about: "SIGKILL of Kafka",
+        short: false,
+        layout: LAYOUT,
+        expected: EXPECTED,
+        run: |scene| Box::pin(kill_server(scene, "kafka")),
+    },
+    Drill {
+        name: "kill-postgres",
+        about: "SIGKILL of PostgreSQL",
+        short: false,
+        layout: LAYOUT,
+        expected: EXPECTED,
+        run: |scene| Box::pin(kill_server(scene, "postgres")),
+    },
+    Drill {
+        name: "lost-replies",
+        about: "replies of Redis are lost after their requests were carried out",
+        short: true,
+        layout: LAYOUT,
+        expected: EXPECTED,
+        run: |scene| Box::pin(lost_replies(scene)),
+    },
+    Drill {
+        name: "kafka-away",
+        about: "Kafka stays away under load",
+        short: true,
+        layout: LAYOUT,
+        expected: EXPECTED,
+        run: |scene| Box::pin(away(scene, "kafka")),
+    },
+    Drill {
+        name: "postgres-away",
+        about: "PostgreSQL stays away under load",
+        short: true,
+        layout: LAYOUT,
+        expected: EXPECTED,
+        run: |scene| Box::pin(away(scene, "postgres")),
+    },
+    Drill {
+        name: "slow-postgres",
+        about: "PostgreSQL answers each question 300 ms late",
+        short: false,
+        layout: LAYOUT,
+        expected: EXPECTED,
+        run: |scene| Box::pin(slow_postgres(scene)),
+    },
+    Drill {
+        name: "zombie-writer",
+        about: "a writer is stopped (SIGSTOP), loses its partitions to another, and goes on",
+        short: false,
+        layout: Layout {
+            services: &[("one", "api,relay,sweeper,reconciler"), ("zombie", "writer")],
+            ..LAYOUT
+        },
+        expected: EXPECTED,
+        run: |scene| Box::pin(zombie_writer(scene)),
+    },
+    Drill {
+        name: "rebalance-storm",
+        about: "writers come and go",
+        short: false,
+        layout: LAYOUT,
+        expected: EXPECTED,
+        run: |scene| Box::pin(rebalance_storm(scene)),
+    },
+    Drill {
+        name: "poison-record",
+        about: "a record that the database refuses, and its retry once it does not",
+        short: true,
+        layout: LAYOUT,
+        expected: EXPECTED,
+        run: |scene| Box::pin(poison_record(scene)),
+    },
+    Drill {
+        name: "two-relays",
+        about: "a relay is stopped (SIGSTOP) beyond its lease, another takes its lane, it goes on",
+        short: true,
+        layout: Layout {
+            services: &[
+                ("one", "api,writer,sweeper,reconciler"),
+                ("first", "relay"),
+                ("second", "relay"),
+            ],
+            ..LAYOUT
+        },
+        expected: EXPECTED,
+        run: |scene| Box::pin(two_relays(scene)),
+    },
+    Drill {
+        name: "script-flush",
+        about: "SCRIPT FLUSH, again and again",
+        short: true,
+        layout: LAYOUT,
+        expected: EXPECTED,
+        run: |scene| Box::pin(script_flush(scene)),
+    },
+    Drill {
+        name: "wrong-types",
+        about: "each key of the lane is a string for a moment",
+        short: true,
+        layout: LAYOUT,
+        expected: EXPECTED,
+        run: |scene| Box::pin(wrong_types(scene)),
+    },
+    Drill {
+        name: "full-redis",
+        about: "Redis reaches maxmemory",
+        short: true,
+        layout: LAYOUT,
+        expected: EXPECTED,
+        run: |scene| Box::pin(full_redis(scene)),
+    },
+    Drill {
+        name: "clock-steps",
+        about: "Redis' clock is a minute ahead, then five minutes behind",
+        short: false,
+        layout: Layout { clock: true, ..LAYOUT },
+        expected: Expected { clocks_moved: true, ..EXPECTED },
+        run: |scene| Box::pin(clock_steps(scene)),
+    },
+    Drill {
+        name: "truncated-topic",
+        about: "records are deleted from the topic before they are recorded",
+        short: false,
+        layout: Layout {
+            services: &[
+                ("one", "api,sweeper,reconciler"),
+                ("relay", "relay"),
+                ("writer", "writer"),
+            ],
+            ..LAYOUT
+        },
+        expected: Expected { topic_truncated: true, ..EXPECTED },
+        run: |scene| Box::pin(truncated_topic(scene)),
+    },
+    Drill {
+        name: "empty-restart",
+        about: "Redis starts again without its files",
+        short: true,
+        layout: LAYOUT,
+        expected: REPORTED,
+        run: |scene| Box::pin(empty_restart(scene)),
+    },
+    Drill {
+        name: "old-rdb",
+        about: "Redis starts again from an old snapshot",
+        short: false,
+        layout: Layout { redis: &["--appendonly", "no"], ..LAYOUT },
+        expected: REPORTED,
+        run: |scene| Box::pin(old_rdb(scene)),
+    },
+    Drill {
+        name: "cut-aof",
+        about: "Redis starts again on an append-only file that lacks its end",
+        short: true,
+        layout: LAYOUT,
+        expected: REPORTED,
+        run: |scene| Box::pin(cut_aof(scene)),
+    },
+    Drill {
+        name: "forgotten-tail",
+        about: "Redis loses what nothing had relayed; two instances that answered it live",
+        short: true,
+        layout: TAIL,
+        expected: REPORTED,
+        run: |scene| Box::pin(forgotten_tail(scene)),
+    },
+    Drill {
+        name: "fresh-fleet",
+        about: "the same, and every process that answered dies with it",
+        short: false,
+        layout: TAIL,
+        expected: Expected { forgets: Forgets::Untold, ..EXPECTED },
+        run: |scene| Box::pin(fresh_fleet(scene)),
+    },
+    Drill {
+        name: "fail-over-replicated",
+        about: "the primary dies with a replica that lags, which is promoted; answers at `replicated`",
+        short: true,
+        layout: Layout {
+            replica: true,
+            durability: Some("replicated"),
+            settings: &[("HTTP__DURABILITY_TIMEOUT_MS", "1000")],
+            ..LAYOUT
+        },
+        expected: REPORTED,
+        run: |scene| Box::pin(fail_over_replicated(scene)),
+    },
+    Drill {
+        name: "fail-over-memory",
+        about: "the same at `memory`, with the relay dead: orders are lost, and named",
+        short: false,
+        layout: Layout { replica: true, ..TAIL },
+        expected: REPORTED,
+        run: |scene| Box::pin(fail_over_memory(scene)),
+    },
+    Drill {
+        name: "relay-sleeps",
+        about: "a relay is stopped (SIGSTOP) across a rebuild of its lane",
+        short: false,
+        layout: TAIL,
+        expected: ECHOES,
+        run: |scene| Box::pin(relay_sleeps(scene)),
+    },
+    Drill {
+        name: "reconciler-sleeps",
+        about: "a reconciler is stopped (SIGSTOP) in the middle of a rebuild, another finishes it",
+        short: false,
+        layout: Layout {
+            services: &[
+                ("one", "api,relay,writer,sweeper"),
+                ("two", "api"),
+                ("sleeper", "reconciler"),
+            ],
+            ..LAYOUT
+        },
+        expected: REPORTED,
+        run: |scene| Box::pin(reconciler_sleeps(scene)),
+    },
+];
+
+/// Two instances that see different things, and a relay that can be taken from them.
+const TAIL: Layout = Layout {
+    services: &[("one", "api"), ("two", "api,writer,sweeper,reconciler"), ("relay", "relay")],
+    ..LAYOUT
+};
+
+/// Lets a random number of answers pass, so that faults fall anywhere.
+struct Moments(StdRng);
+
+impl Moments {
+    fn of(scene: &Scene<'_>) -> Self {
+        Self(StdRng::seed_from_u64(scene.extent.seed))
+    }
+
+    async fn next(&mut self, scene: &Scene<'_>) -> anyhow::Result<()> {
+        scene.answered(self.0.random_range(3..30)).await
+    }
+}
+
+async fn kill_service(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times {
+        moments.next(scene).await?;
+        let began = scene.fault();
+        scene.service("one").kill();
+        scene.service("one").start_again().await?;
+        scene.mended(began).await?;
+        scene.bit("requests without an answer", scene.unknown_since(began) as f64);
+    }
+    Ok(())
+}
+
+/// How far what a role does lies behind: it is 0 or nearly so while the role runs.
+async fn behind(scene: &Scene<'_>, role: &str) -> anyhow::Result<i64> {
+    let seq = scene.mark("seq").await?;
+    Ok(match role {
+        "relay" | "kafka" => seq - scene.mark("logged").await?,
+        "writer" | "postgres" => seq - scene.mark("recorded").await?,
+        _ => {
+            let mut overdue = redis::cmd("ZCOUNT");
+            overdue.arg(lane_key(&scene.sale, "deadlines")).arg(0).arg(now_ms() - 1_000);
+            scene.redis.ask(&overdue).await?
+        }
+    })
+}
+
+async fn kill_role(scene: &Scene<'_>, role: &'static str) -> anyhow::Result<()> {
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times {
+        moments.next(scene).await?;
+        let began = scene.fault();
+        scene.service(role).kill();
+        piled_up(scene, role).await?;
+        scene.service(role).start_again().await?;
+        scene.mended(began).await?;
+    }
+    Ok(())
+}
+
+/// Waits until what the role or server would have done lies undone.
+async fn piled_up(scene: &Scene<'_>, role: &str) -> anyhow::Result<()> {
+    let wanted = if role == "sweeper" { 1 } else { PILED_UP };
+    let what = format!("work piles up for {role}");
+    eventually(&what, async || behind(scene, role).await.is_ok_and(|left| left >= wanted)).await?;
+    let what = if role == "sweeper" { "holds left overdue" } else { "events that waited" };
+    scene.bit(what, behind(scene, role).await? as f64);
+    Ok(())
+}
+
+async fn kill_redis(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times {
+        moments.next(scene).await?;
+        let began = scene.fault();
+        scene.redis.kill();
+        scene.redis.start_again().await?;
+        scene.mended(began).await?;
+        let felt = scene.unknown_since(began) + scene.refused_since(began, "unavailable");
+        scene.bit("requests refused or without an answer", felt as f64);
+    }
+    Ok(())
+}
+
+async fn kill_server(scene: &Scene<'_>, server: &'static str) -> anyhow::Result<()> {
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times {
+        moments.next(scene).await?;
+        let began = scene.fault();
+        tokio::task::block_in_place(|| scene.stack.kill(server))?;
+        piled_up(scene, server).await?;
+        tokio::task::block_in_place(|| scene.stack.up(server))?;
+        scene.mended(began).await?;
+    }
+    Ok(())
+}
+
+async fn away(scene: &Scene<'_>, server: &'static str) -> anyhow::Result<()> {
+    let began = scene.fault();
+    tokio::task::block_in_place(|| scene.stack.kill(server))?;
+    tokio::time::sleep(scene.extent.away).await;
+    piled_up(scene, server).await?;
+    let answered = scene.history().count_since(began, |entry| {
+        entry.reply.outcome == Outcome::Ok && matches!(entry.request, Request::Place { .. })
+    });
+    if answered == 0 {
+        bail!("nothing was sold while {server} was away");
+    }
+    tokio::task::block_in_place(|| scene.stack.up(server))?;
+    scene.mended(began).await
+}
+
+async fn lost_replies(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times {
+        moments.next(scene).await?;
+        let (began, lost) = (scene.fault(), scene.to_redis.lost());
+        scene.to_redis.replies(Replies::Lose);
+        let enough = async || scene.to_redis.lost() >= lost + 3;
+        eventually("replies are lost", enough).await?;
+        scene.to_redis.replies(Replies::Pass);
+        scene.mended(began).await?;
+    }
+    scene.bit("replies lost", scene.to_redis.lost() as f64);
+    let found = found_again(&scene.history().entries());
+    scene.bit("orders held though their reply was lost", found as f64);
+    Ok(())
+}
+
+/// Orders whose placing was not answered, and was found done when it was sent again.
+fn found_again(history: &[Entry]) -> usize {
+    let placed = |entry: &&Entry| matches!(entry.request, Request::Place { .. });
+    let unknown: Vec<_> = history
+        .iter()
+        .filter(placed)
+        .filter(|entry| entry.reply.outcome == Outcome::Unknown)
+        .collect();
+    let again = history.iter().filter(placed).filter(|entry| entry.reply.replayed);
+    again
+        .filter(|entry| {
+            let same = |one: &&&Entry| one.request == entry.request && one.sent_ms < entry.sent_ms;
+            let first = history.iter().find(|one| one.request == entry.request);
+            unknown.iter().any(|one| same(&one))
+                && first.is_some_and(|first| first.reply.outcome == Outcome::Unknown)
+        })
+        .map(|entry| entry.reply.order().map(|order| order.id.to_owned()))
+        .collect::<std::collections::HashSet<_>>()
+        .len()
+}
+
+async fn slow_postgres(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let began = scene.fault();
+    scene.to_postgres.replies(Replies::Delay(Duration::from_millis(300)));
+    tokio::time::sleep(scene.extent.away / 4).await;
+    piled_up(scene, "postgres").await?;
+    scene.to_postgres.replies(Replies::Pass);
+    scene.mended(began).await
+}
+
+/// What a writer has found done by another when it came to do it.
+async fn overtaken(writer: &Service) -> anyhow::Result<f64> {
+    let repeats = writer.metric("holdfast_writer_repeats_total").await?;
+    Ok(repeats + writer.metric("holdfast_writer_marks_moved_total").await?)
+}
+
+async fn assigned(writer: &Service) -> f64 {
+    writer.metric("holdfast_consumer_assigned_partitions").await.unwrap_or_default()
+}
+
+async fn zombie_writer(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let zombie = scene.service("zombie");
+    let other = scene.another("other", "writer").await?;
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times.min(3) {
+        // It must have the lane's partition to be stopped in the middle of its work.
+        eventually("each writer has partitions", async || {
+            assigned(zombie).await >= 1.0 && assigned(&other).await >= 1.0
+        })
+        .await?;
+        moments.next(scene).await?;
+        let before = (overtaken(zombie).await?, overtaken(&other).await?);
+        let began = scene.fault();
+        // Whichever has the lane's partition stands still: `recorded` does, too.
+        let (stopped, goes_on) =
+            if writes_the_lane(zombie, scene).await? { (zombie, &other) } else { (&other, zombie) };
+        stopped.freeze()?;
+        piled_up(scene, "writer").await?;
+        eventually("the other writer has all partitions", async || assigned(goes_on).await >= 3.0)
+            .await?;
+        stopped.thaw()?;
+        scene.mended(began).await?;
+        let after = (overtaken(zombie).await?, overtaken(&other).await?);
+        let stale = after.0 - before.0 + after.1 - before.1;
+        scene.bit("events of the zombie found recorded", stale);
+    }
+    other.terminate().await
+}
+
+/// Whether this writer applies events now.
+async fn writes_the_lane(writer: &Service, scene: &Scene<'_>) -> anyhow::Result<bool> {
+    let before = writer.metric("holdfast_writer_events_total").await?;
+    let seq = scene.mark("seq").await?;
+    eventually("something is recorded", async || {
+        scene.recorded().await.is_ok_and(|recorded| recorded >= seq)
+    })
+    .await?;
+    Ok(writer.metric("holdfast_writer_events_total").await? > before)
+}
+
+async fn rebalance_storm(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let first = scene.service("one");
+    let before = first.metric("holdfast_consumer_rebalances_total").await?;
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times {
+        let began = scene.fault();
+        let other = scene.another("other", "writer").await?;
+        eventually("the other writer has partitions", async || assigned(&other).await >= 1.0)
+            .await?;
+        moments.next(scene).await?;
+        other.terminate().await?;
+        scene.mended(began).await?;
+    }
+    let after = first.metric("holdfast_consumer_rebalances_total").await?;
+    scene.bit("rebalances", after - before);
+    Ok(())
+}
+
+async fn poison_record(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let database = &scene.database;
+    for round in 0..scene.extent.times.min(3) {
+        let began = scene.fault();
+        let poison =
+            "ALTER TABLE orders ADD CONSTRAINT poison CHECK (buyer_id <> 'poison') NOT VALID";
+        sqlx::query(poison).execute(database).await?;
+        let request = Request::Place {
+            sale: scene.sale.clone(),
+            buyer: "poison".into(),
+            key: format!("poison-{round}"),
+            lines: [(SKUS[0].to_owned(), 1)].into(),
+            hold_seconds: None,
+        };
+        eventually("the poisonous order is placed", async || {
+            // A paused sale refuses it for a moment.
+            scene.callee.send("poisoner", 0, &request).await.outcome == Outcome::Ok
+        })
+        .await?;
+        let query = "SELECT id FROM dead_letters
+            WHERE status = 'open' AND reason = 'not-applicable' ORDER BY id LIMIT 1";
+        let letter = async || -> Option<i64> {
+            sqlx::query_scalar(query).fetch_optional(database).await.ok()?
+        };
+        eventually("there is a dead letter", async || letter().await.is_some()).await?;
+        let parked = async || -> i64 {
+            let count = sqlx::query_scalar("SELECT count(*) FROM parked");
+            count.fetch_one(database).await.unwrap_or_default()
+        };
+        eventually("what follows is parked", async || parked().await >= PILED_UP).await?;
+        scene.bit("records parked behind it", parked().await as f64);
+        sqlx::query("ALTER TABLE orders DROP CONSTRAINT poison").execute(database).await?;
+        // Its later steps, if it ran out meanwhile, wait behind it as everything does.
+        let id = letter().await.context("the dead letter is gone")?.to_string();
+        scene.holdfast(&["dead-letters", "retry", &id])?;
+        scene.bit("letters retried", 1.0);
+        scene.mended(began).await?;
+    }
+    Ok(())
+}
+
+async fn two_relays(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let relays = [scene.service("first"), scene.service("second")];
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times {
+        moments.next(scene).await?;
+        let first_has_it = relays[0].metric("holdfast_relay_lanes").await? >= 1.0;
+        let (holder, next) =
+            if first_has_it { (relays[0], relays[1]) } else { (relays[1], relays[0]) };
+        let began = scene.fault();
+        holder.freeze()?;
+        eventually("the other relay takes the lane", async || {
+            next.metric("holdfast_relay_lanes").await.is_ok_and(|lanes| lanes >= 1.0)
+        })
+        .await?;
+        holder.thaw()?;
+        scene.mended(began).await?;
+        eventually("the relay that was stopped sees that it lost the lane", async || {
+            holder.metric("holdfast_relay_lanes").await.is_ok_and(|lanes| lanes == 0.0)
+        })
+        .await?;
+        scene.bit("leases lost to another", 1.0);
+    }
+    let (brokers, topic, sale) = (scene.stack.brokers(), scene.topic.clone(), scene.sale.clone());
+    let records =
+        tokio::task::spawn_blocking(move || books::records(&brokers, &topic, &sale)).await??;
+    let places: std::collections::HashSet<_> =
+        records.iter().map(|record| (record.epoch, record.seq)).collect();
+    scene.bit("records sent twice", (records.len() - places.len()) as f64);
+    Ok(())
+}
+
+async fn script_flush(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times {
+        let began = scene.fault();
+        scene.redis.ask::<()>(redis::cmd("SCRIPT").arg("FLUSH")).await?;
+        moments.next(scene).await?;
+        scene.mended(began).await?;
+    }
+    let unknown_scripts = scene.redis.info("errorstats", "errorstat_NOSCRIPT").await?;
+    scene.bit("scripts that Redis did not know", unknown_scripts as f64);
+    Ok(())
+}
+
+async fn wrong_types(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let errors = async || scene.redis.info("errorstats", "errorstat_WRONGTYPE").await;
+    let mut moments = Moments::of(scene);
+    let keys = ["stock", "buyers", "orders", "deadlines", "outbox"];
+    for key in keys.iter().cycle().take(keys.len().max(scene.extent.times as usize)) {
+        moments.next(scene).await?;
+        let (began, before) = (scene.fault(), errors().await?);
+        let (name, aside) = (lane_key(&scene.sale, key), lane_key(&scene.sale, "aside"));
+        let mut change = redis::pipe();
+        change.atomic().cmd("RENAME").arg(&name).arg(&aside).cmd("SET").arg(&name).arg("x");
+        scene.redis.ask_all(&change).await?;
+        let met = eventually(&format!("somebody meets the wrong type of {key}"), async || {
+            errors().await.is_ok_and(|now| now > before)
+        })
+        .await;
+        let mut change = redis::pipe();
+        change.atomic().cmd("RENAME").arg(&aside).arg(&name);
+        scene.redis.ask_all(&change).await?;
+        met?;
+        scene.mended(began).await?;
+        scene.bit("calls that met a wrong type", (errors().await? - before) as f64);
+    }
+    Ok(())
+}
+
+async fn full_redis(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let limit = async |bytes: u64| {
+        let mut set = redis::cmd("CONFIG");
+        scene.redis.ask::<()>(set.arg("SET").arg("maxmemory").arg(bytes)).await
+    };
+    for _ in 0..scene.extent.times.min(5) {
+        let began = scene.fault();
+        limit(scene.redis.info("memory", "used_memory").await?).await?;
+        eventually("new orders are refused", async || scene.refused_since(began, "overloaded") > 5)
+            .await?;
+        let since = now_ms();
+        eventually("what was held is settled all the same", async || {
+            scene.history().count_since(since, |entry| {
+                let settles = entry.request.settles();
+                settles && entry.sent_ms >= since && entry.reply.outcome == Outcome::Ok
+            }) > 5
+        })
+        .await?;
+        limit(1 << 30).await?;
+        scene.mended(began).await?;
+        scene.bit(
+            "orders refused for want of memory",
+            scene.refused_since(began, "overloaded") as f64,
+        );
+    }
+    Ok(())
+}
+
+/// Where Redis keeps its append-only files.
+const AOF: &str = "appendonlydir";
+
+/// Reports about the lane so far.
+async fn reports(scene: &Scene<'_>) -> anyhow::Result<Vec<Rebuild>> {
+    books::rebuilds(&scene.database, &scene.sale).await
+}
+
+/// Waits until a report beyond so many says that the lane is open again.
+async fn reopened(scene: &Scene<'_>, before: usize) -> anyhow::Result<Rebuild> {
+    let open = async || -> Option<Rebuild> {
+        let reports = reports(scene).await.ok()?;
+        let mut new = reports.into_iter().skip(before);
+        new.find(|report| ["opened", "rebuilt"].contains(&report.outcome.as_str()))
+    };
+    eventually("the lane is opened anew", async || open().await.is_some()).await?;
+    open().await.context("the report is gone")
+}
+
+/// Redis is killed, its files are put as `harm` leaves them, and it starts again: it must not sell before
+/// the lane was opened anew.
+async fn restart_forgetful(
+    scene: &Scene<'_>,
+    harm: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<i64> {
+    let (began, before) = (scene.fault(), reports(scene).await?.len());
+    let seq = scene.mark("seq").await?;
+    scene.redis.kill();
+    harm(scene.redis.dir())?;
+    scene.redis.start_again().await?;
+    let report = reopened(scene, before).await?;
+    let forgot = seq - report.seq_before.unwrap_or_default();
+    scene.bit("events that Redis had forgotten", forgot as f64);
+    scene
+        .bit("requests refused by a frozen lane", scene.refused_since(began, "lane-frozen") as f64);
+    Ok(began)
+}
+
+fn copy_files(from: &Path, to: &Path) -> anyhow::Result<()> {
+    if to.exists() {
+        std::fs::remove_dir_all(to)?;
+    }
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+async fn empty_restart(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times.min(5) {
+        moments.next(scene).await?;
+        let harm = |dir: &Path| Ok(std::fs::remove_dir_all(dir.join(AOF))?);
+        let began = restart_forgetful(scene, harm).await?;
+        scene.mended(began).await?;
+    }
+    Ok(())
+}
+
+async fn old_rdb(scene: &Scene<'_>) -> anyhow::Result<()> {
+    for _ in 0..scene.extent.times.min(5) {
+        scene.redis.ask::<()>(&redis::cmd("SAVE")).await?;
+        scene.settled().await?;
+        let began = restart_forgetful(scene, |_| Ok(())).await?;
+        scene.mended(began).await?;
+    }
+    Ok(())
+}
+
+async fn cut_aof(scene: &Scene<'_>) -> anyhow::Result<()> {
+    for _ in 0..scene.extent.times.min(5) {
+        scene.settled().await?;
+        let began = restart_forgetful(scene, cut_tail).await?;
+        scene.mended(began).await?;
+    }
+    Ok(())
+}
+
+/// Takes away the last quarter of what Redis has appended since its last rewrite.
+fn cut_tail(dir: &Path) -> anyhow::Result<()> {
+    let entries: Vec<_> = std::fs::read_dir(dir.join(AOF))?.collect::<Result<_, _>>()?;
+    let mut names: Vec<_> = entries.iter().map(std::fs::DirEntry::path).collect();
+    names.retain(|path| path.to_string_lossy().ends_with(".incr.aof"));
+    names.sort();
+    let path = names.last().context("there is no append-only file")?;
+    let file = std::fs::File::options().write(true).open(path)?;
+    let length = file.metadata()?.len();
+    Ok(file.set_len(length - length / 4)?)
+}
+
+/// Redis loses what nobody else has seen but those who answered it: nothing relayed it.
+async fn forgotten_tail(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let aside = scene.redis.dir().join("aside");
+    scene.service("relay").kill();
+    copy_files(&scene.redis.dir().join(AOF), &aside)?;
+    scene.settled().await?;
+    let harm = |dir: &Path| copy_files(&aside, &dir.join(AOF));
+    let began = restart_forgetful(scene, harm).await?;
+    scene.service("relay").start_again().await?;
+    scene.mended(began).await
+}
+
+/// The same, and everybody who could tell dies with it.
+async fn fresh_fleet(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let aside = scene.redis.dir().join("aside");
+    scene.service("relay").kill();
+    copy_files(&scene.redis.dir().join(AOF), &aside)?;
+    scene.settled().await?;
+    let (began, seq) = (scene.fault(), scene.mark("seq").await?);
+    scene.stop_services();
+    scene.redis.kill();
+    copy_files(&aside, &scene.redis.dir().join(AOF))?;
+    scene.redis.start_again().await?;
+    scene.bit("events that Redis had forgotten", (seq - scene.mark("seq").await?) as f64);
+    let before = reports(scene).await?.len();
+    scene.start_services().await?;
+    reopened(scene, before).await?;
+    scene.mended(began).await
+}
+
+/// The primary dies while its replica lags, and the replica takes its place, with one of its own behind it.
+async fn promote(scene: &Scene<'_>) -> anyhow::Result<i64> {
+    let (began, before) = (scene.fault(), reports(scene).await?.len());
+    let seq = scene.mark("seq").await?;
+    let replica = scene.replica.as_ref().context("the layout has a replica")?;
+    scene.redis.kill();
+    replica.ask::<()>(redis::cmd("REPLICAOF").arg("NO").arg("ONE")).await?;
+    scene.add_replica(replica.port).await?;
+    scene.to_redis.lead_to(replica.port);
+    let report = reopened(scene, before).await?;
+    let forgot = seq - report.seq_before.unwrap_or_default();
+    scene.bit("events that the promoted replica never had", forgot as f64);
+    scene
+        .bit("requests refused by a frozen lane", scene.refused_since(began, "lane-frozen") as f64);
+    Ok(began)
+}
+
+async fn fail_over_replicated(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let began = scene.fault();
+    scene.to_primary.replies(Replies::Lose);
+    let withheld = async || scene.unknown_since(began) >= 10;
+    eventually("answers are withheld", withheld).await?;
+    scene.bit("answers withheld", scene.unknown_since(began) as f64);
+    let began = promote(scene).await?;
+    scene.mended(began).await
+}
+
+async fn fail_over_memory(scene: &Scene<'_>) -> anyhow::Result<()> {
+    scene.service("relay").kill();
+    scene.to_primary.replies(Replies::Lose);
+    scene.settled().await?;
+    let began = promote(scene).await?;
+    scene.service("relay").start_again().await?;
+    scene.mended(began).await
+}
+
+/// A relay that is stopped while its lane is rebuilt has events of the old epoch in its hands.
+async fn relay_sleeps(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let relay = scene.service("relay");
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times.min(5) {
+        moments.next(scene).await?;
+        relay.freeze()?;
+        scene.answered(20).await?;
+        let harm = |dir: &Path| Ok(std::fs::remove_dir_all(dir.join(AOF))?);
+        let began = restart_forgetful(scene, harm).await?;
+        relay.thaw()?;
+        scene.mended(began).await?;
+        scene.bit("rebuilds that the relay slept through", 1.0);
+    }
+    Ok(())
+}
+
+/// A reconciler that is stopped in the middle of a rebuild, which another finishes.
+async fn reconciler_sleeps(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let sleeper = scene.service("sleeper");
+    let epoch = async || -> anyhow::Result<i64> {
+        let epoch = sqlx::query_scalar("SELECT epoch FROM lanes WHERE sale_id = $1");
+        Ok(epoch.bind(&scene.sale).fetch_one(&scene.database).await?)
+    };
+    let (began, before) = (scene.fault(), epoch().await?);
+    let reports_before = reports(scene).await?.len();
+    scene.redis.kill();
+    std::fs::remove_dir_all(scene.redis.dir().join(AOF))?;
+    scene.redis.start_again().await?;
+    eventually("a rebuild has begun", async || epoch().await.is_ok_and(|now| now > before)).await?;
+    sleeper.freeze()?;
+    if reports(scene).await?.len() > reports_before {
+        bail!("the rebuild was over before it could be stopped");
+    }
+    let other = scene.another("other", "reconciler").await?;
+    reopened(scene, reports_before).await?;
+    scene.bit("rebuilds that another finished", 1.0);
+    sleeper.thaw()?;
+    scene.mended(began).await?;
+    other.terminate().await
+}
+
+/// Kafka's records are deleted before the writer has read them; the relay that comes next sends them again.
+async fn truncated_topic(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times.min(5) {
+        moments.next(scene).await?;
+        let began = scene.fault();
+        scene.service("writer").kill();
+        let recorded = scene.recorded().await?;
+        eventually("Kafka has what the database lacks", async || {
+            scene.mark("logged").await.is_ok_and(|logged| logged >= recorded + PILED_UP)
+        })
+        .await?;
+        scene.service("relay").kill();
+        let deleted = books::delete_records(&scene.stack.brokers(), &scene.topic).await?;
+        scene.bit("records deleted", deleted as f64);
+        scene.service("relay").start_again().await?;
+        scene.service("writer").start_again().await?;
+        scene.mended(began).await?;
+    }
+    Ok(())
+}
+
+/// Back first: a lane's time never goes back, so what it promised while ahead takes that long to run out.
+async fn clock_steps(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let clock = scene.clock.as_ref().context("the layout has a clock")?;
+    let skew = async || scene.service("one").metric("holdfast_lanes_clock_skew_milliseconds").await;
+    for (seconds, what) in [(-300, "milliseconds behind"), (60, "milliseconds ahead")] {
+        let began = scene.fault();
+        clock.step_to(seconds)?;
+        let off = (seconds * 1_000 / 2) as f64;
+        eventually("the service sees that the clocks are apart", async || {
+            skew().await.is_ok_and(|skew| skew / off >= 1.0)
+        })
+        .await?;
+        scene.bit(what, skew().await?.abs());
+        scene.settled().await?;
+        clock.step_to(0)?;
+        scene.mended(began).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! Fault drills: each starts Holdfast on real servers of its own, presses on it with random callers,
+//! does harm, mends it, and has an independent checker judge what callers were told and what the
+//! servers say. `./dev drill` builds and runs it; `docs/reliability.md` shows what came of it.
+
+mod books;
+mod checker;
+mod drills;
+mod history;
+mod parts;
+mod proxy;
+mod report;
+mod scene;
+mod workload;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+
+use crate::drills::{DRILLS, Drill};
+use crate::history::{History, Outcome};
+use crate::parts::Stack;
+use crate::report::Row;
+use crate::scene::{Extent, Scene};
+
+#[derive(Parser)]
+struct Cli {
+    /// Names of drills; `short`: the selection that CI runs; `all`: every one; `list`: what there is.
+    #[arg(required = true)]
+    names: Vec<String>,
+    /// What the callers do follows from it, and is printed; else random.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How often a fault is repeated; 20, in the short selection 3.
+    #[arg(long)]
+    times: Option<u32>,
+    /// How long a server stays away; 120, in the short selection 5.
+    #[arg(long)]
+    away_seconds: Option<u64>,
+    /// Where the drills' servers and results go.
+    #[arg(long)]
+    home: PathBuf,
+    #[arg(long)]
+    port_base: u16,
+    #[arg(long)]
+    dev: PathBuf,
+    #[arg(long)]
+    binary: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("drills: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chosen(names: &[String]) -> anyhow::Result<Vec<&'static Drill>> {
+    let mut chosen = Vec::new();
+    for name in names {
+        let before = chosen.len();
+        chosen.extend(DRILLS.iter().filter(|drill| match name.as_str() {
+            "all" => true,
+            "short" => drill.short,
+            name => drill.name == name,
+        }));
+        if chosen.len() == before {
+            bail!("there is no drill {name}: see ./dev drill list");
+        }
+    }
+    Ok(chosen)
+}
+
+/// Whether all of them passed.
+fn run(cli: &Cli) -> anyhow::Result<bool> {
+    if cli.names == ["list"] {
+        for drill in DRILLS {
+            println!("{:<22} {}", drill.name, drill.about);
+        }
+        return Ok(true);
+    }
+    let drills = chosen(&cli.names)?;
+    let short = cli.names == ["short"];
+    let extent = Extent {
+        seed: cli.seed.unwrap_or_else(rand::random),
+        times: cli.times.unwrap_or(if short { 3 } else { 20 }),
+        away: Duration::from_secs(cli.away_seconds.unwrap_or(if short { 5 } else { 120 })),
+    };
+    println!("seed {}", extent.seed);
+    let stack = Stack::start(cli.home.join("stack"), cli.port_base, cli.dev.clone())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut rows = Vec::new();
+    for drill in drills {
+        let dir = cli.home.join(drill.name);
+        let row = runtime.block_on(one(drill, &stack, &cli.binary, &dir, &extent))?;
+        println!("{row}");
+        rows.push(row);
+    }
+    // What hangs in a call to Kafka ends with the process.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    report::write(&cli.home, &rows)?;
+    Ok(rows.iter().all(Row::passed))
+}
+
+/// Runs one drill and judges it. Its history and books stay only where it failed.
+async fn one(
+    drill: &Drill,
+    stack: &Stack,
+    binary: &Path,
+    dir: &Path,
+    extent: &Extent,
+) -> anyhow::Result<Row> {
+    println!("==> {}: {}", drill.name, drill.about);
+    if dir.exists() {
+        std::fs::remove_dir_all(dir)?;
+    }
+    std::fs::create_dir_all(dir)?;
+    let began = Instant::now();
+    let history = Arc::new(History::create(&dir.join("history.jsonl"))?);
+    let scene = Scene::set(stack, binary, drill.name, extent, &drill.layout, history.clone()).await;
+    let scene = scene.with_context(|| format!("{} could not begin", drill.name))?;
+    let ended = pressed(drill, &scene).await;
+    let entries = history.entries();
+    let count = |outcome| entries.iter().filter(|entry| entry.reply.outcome == outcome).count();
+    let mut row = Row {
+        name: drill.name,
+        requests: entries.len(),
+        ok: count(Outcome::Ok),
+        refused: count(Outcome::Refused),
+        unknown: count(Outcome::Unknown),
+        bites: scene.bites(),
+        seed: extent.seed,
+        ..Row::default()
+    };
+    row.timed(&entries, &scene.faults());
+    if let Err(error) = ended {
+        row.failures.push(format!("{error:#}"));
+    }
+    if row.bites.is_empty() {
+        row.failures.push("nothing shows that the fault did any harm".into());
+    }
+    scene.stop_services();
+    match scene.books().await {
+        Ok(books) => {
+            let found = checker::check(&entries, &books, &drill.expected);
+            row.failures.extend(found.iter().map(ToString::to_string));
+            row.lost = checker::lost(&entries, &books).len();
+            serde_json::to_writer(std::fs::File::create(dir.join("books.json"))?, &books)?;
+        }
+        Err(error) => row.failures.push(format!("the books could not be read: {error:#}")),
+    }
+    row.seconds = began.elapsed().as_secs();
+    if row.passed() {
+        std::fs::remove_dir_all(dir)?;
+    } else {
+        row.kept = Some(dir.display().to_string());
+    }
+    Ok(row)
+}
+
+/// The drill, with callers around it; then waits until nothing moves any more.
+async fn pressed(drill: &Drill, scene: &Scene<'_>) -> anyhow::Result<()> {
+    let callers = tokio::spawn({
+        let (callee, seed) = (scene.callee.clone(), scene.extent.seed);
+        async move { callee.press(seed).await }
+    });
+    let drilled = async {
+        scene.settled().await?;
+        scene.flows().await?;
+        (drill.run)(scene).await?;
+        scene.settled().await
+    };
+    let drilled = drilled.await;
+    scene.callee.stop();
+    callers.await?;
+    drilled?;
+    if let Some(why) = scene.ended() {
+        bail!(why);
+    }
+    scene.drained().await
+}

@@ -1,0 +1,393 @@
+//! The real parts of a drill's stack, each its own process: Redis and the service as children of
+//! ours, Kafka and PostgreSQL by `dev`. All run below the stack's directory, where `dev down` finds
+//! them, whatever becomes of us.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+/// How long anything that must come about may take, on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Waits until `condition` holds.
+pub async fn eventually(
+    what: &str,
+    mut condition: impl AsyncFnMut() -> bool,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        if Instant::now() > deadline {
+            bail!("not in {PATIENCE:?}: {what}");
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    Ok(())
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    Ok(listener.local_addr()?.port())
+}
+
+/// Sends a signal by its name; the process may have ended already.
+fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
+    Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status()?;
+    Ok(())
+}
+
+/// The stack's directory and ports; Kafka and PostgreSQL in it.
+pub struct Stack {
+    pub home: PathBuf,
+    pub port_base: u16,
+    dev: PathBuf,
+}
+
+impl Stack {
+    /// Starts Kafka and PostgreSQL.
+    pub fn start(home: PathBuf, port_base: u16, dev: PathBuf) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(&home)?;
+        let home = home.canonicalize()?;
+        let stack = Self { home, port_base, dev };
+        stack.up("postgres")?;
+        stack.up("kafka")?;
+        Ok(stack)
+    }
+
+    pub fn brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.port_base + 3)
+    }
+
+    pub fn postgres_port(&self) -> u16 {
+        self.port_base + 4
+    }
+
+    pub fn up(&self, part: &str) -> anyhow::Result<()> {
+        self.dev(&["start", part])
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self, part: &str) -> anyhow::Result<()> {
+        self.dev(&["kill", part])
+    }
+
+    fn dev(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let output = Command::new(&self.dev)
+            .args(arguments)
+            .env("HOLDFAST_HOME", &self.home)
+            .env("HOLDFAST_PORT_BASE", self.port_base.to_string())
+            .stdin(Stdio::null())
+            .output()?;
+        if !output.status.success() {
+            bail!("./dev {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if let Err(error) = self.dev(&["down"]) {
+            eprintln!("{error}");
+        }
+    }
+}
+
+/// A child that can be killed, stopped and started again, with the same command line.
+struct Process {
+    name: String,
+    dir: PathBuf,
+    log: PathBuf,
+    program: PathBuf,
+    arguments: Vec<String>,
+    variables: Vec<(String, String)>,
+    child: Mutex<Option<Child>>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Process {
+    fn start(&self) -> anyhow::Result<()> {
+        std::fs::create_dir_all(&self.dir)?;
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        let child = Command::new(&self.program)
+            .args(&self.arguments)
+            .envs(self.variables.iter().cloned())
+            .current_dir(&self.dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("{} cannot be started", self.name))?;
+        *self.child.lock().expect("no panic with the child") = Some(child);
+        Ok(())
+    }
+
+    fn kill(&self) {
+        let child = self.child.lock().expect("no panic with the child").take();
+        if let Some(mut child) = child {
+            // Both fail only where it has ended already, which is what is wanted.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let child = self.child.lock().expect("no panic with the child");
+        let child = child.as_ref().with_context(|| format!("{} does not run", self.name))?;
+        signal(child.id(), name)
+    }
+
+    /// Why it has ended by itself, if it has.
+    fn ended(&self) -> Option<String> {
+        let mut child = self.child.lock().expect("no panic with the child");
+        let status = child.as_mut()?.try_wait().ok()??;
+        Some(format!("{} ended by itself, {status}; its log is {}", self.name, self.log.display()))
+    }
+}
+
+/// A Redis of the drill's own.
+pub struct Redis {
+    pub port: u16,
+    process: Process,
+}
+
+impl Redis {
+    /// `options` as on the command line of `redis-server`, `variables` of its environment.
+    pub async fn start(
+        home: &Path,
+        name: &str,
+        port: u16,
+        options: &[&str],
+        variables: Vec<(String, String)>,
+    ) -> anyhow::Result<Self> {
+        let dir = home.join("redis").join(name);
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir)?;
+        }
+        let fixed = [
+            "--port",
+            &port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+            "--maxmemory",
+            "1gb",
+            "--maxmemory-policy",
+            "noeviction",
+        ]
+        .map(str::to_owned);
+        let process = Process {
+            name: format!("redis {name}"),
+            log: home.join("logs").join(format!("redis-{name}.log")),
+            dir,
+            program: "redis-server".into(),
+            arguments: fixed.into_iter().chain(options.iter().map(|&word| word.into())).collect(),
+            variables,
+            child: Mutex::default(),
+        };
+        let redis = Self { port, process };
+        redis.start_again().await?;
+        Ok(redis)
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        &self.process.dir
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    pub async fn start_again(&self) -> anyhow::Result<()> {
+        self.process.start()?;
+        eventually("Redis answers", async || self.ask::<String>(&redis::cmd("PING")).await.is_ok())
+            .await
+    }
+
+    pub async fn ask<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> anyhow::Result<T> {
+        let client = redis::Client::open(self.url())?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        Ok(command.query_async(&mut connection).await?)
+    }
+
+    /// A transaction whose answers do not matter.
+    pub async fn ask_all(&self, commands: &redis::Pipeline) -> anyhow::Result<()> {
+        let client = redis::Client::open(self.url())?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let _: redis::Value = commands.query_async(&mut connection).await?;
+        Ok(())
+    }
+
+    /// What `INFO` says of something; empty where it is not mentioned.
+    pub async fn info_word(&self, section: &str, name: &str) -> anyhow::Result<String> {
+        let said: String = self.ask(redis::cmd("INFO").arg(section)).await?;
+        let word = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        Ok(word.unwrap_or_default().trim().to_owned())
+    }
+
+    /// The same, of a number or a count; 0 where it is not mentioned.
+    pub async fn info(&self, section: &str, name: &str) -> anyhow::Result<u64> {
+        let word = self.info_word(section, name).await?;
+        let number = word.trim_start_matches("count=");
+        Ok(if number.is_empty() { 0 } else { number.parse()? })
+    }
+}
+
+/// A file that says by how much a process' clock is off, and what makes a process read it: libfaketime.
+pub struct Clock {
+    file: PathBuf,
+    pub variables: Vec<(String, String)>,
+}
+
+impl Clock {
+    pub fn new(home: &Path) -> anyhow::Result<Self> {
+        let libraries = std::fs::read_dir("/usr/lib")?.filter_map(Result::ok);
+        let library = libraries
+            .map(|entry| entry.path().join("faketime/libfaketime.so.1"))
+            .find(|path| path.exists())
+            .context("libfaketime is not installed")?;
+        let file = home.join("clock");
+        let variables = [
+            ("LD_PRELOAD", library.display().to_string()),
+            ("FAKETIME_TIMESTAMP_FILE", file.display().to_string()),
+            ("FAKETIME_NO_CACHE", "1".into()),
+            // Only what people call the time is stepped, as by an operator or by NTP.
+            ("DONT_FAKE_MONOTONIC", "1".into()),
+        ];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value)).into();
+        let clock = Self { file, variables };
+        clock.step_to(0)?;
+        Ok(clock)
+    }
+
+    /// Seconds ahead of the true time, or behind it.
+    pub fn step_to(&self, seconds: i64) -> anyhow::Result<()> {
+        let new = self.file.with_extension("new");
+        std::fs::write(&new, format!("{seconds:+}s"))?;
+        Ok(std::fs::rename(new, &self.file)?)
+    }
+}
+
+/// One process of the service.
+pub struct Service {
+    pub name: String,
+    pub url: String,
+    inner_url: String,
+    process: Process,
+    http: reqwest::Client,
+}
+
+impl Service {
+    pub async fn start(
+        home: &Path,
+        binary: &Path,
+        name: &str,
+        roles: &str,
+        settings: &[(String, String)],
+    ) -> anyhow::Result<Self> {
+        let (port, inner_port) = (free_port()?, free_port()?);
+        let mut variables = settings.to_vec();
+        variables.push(("HOLDFAST_HTTP__LISTEN".into(), format!("127.0.0.1:{port}")));
+        variables.push(("HOLDFAST_HTTP__INNER_LISTEN".into(), format!("127.0.0.1:{inner_port}")));
+        let process = Process {
+            name: format!("service {name}"),
+            dir: home.join("holdfast").join(name),
+            log: home.join("logs").join(format!("holdfast-{name}.log")),
+            program: binary.into(),
+            arguments: ["serve", "--roles", roles].map(str::to_owned).into(),
+            variables,
+            child: Mutex::default(),
+        };
+        let service = Self {
+            name: name.into(),
+            url: format!("http://127.0.0.1:{port}"),
+            inner_url: format!("http://127.0.0.1:{inner_port}"),
+            process,
+            http: reqwest::Client::new(),
+        };
+        service.start_again().await?;
+        Ok(service)
+    }
+
+    /// Returns when it is ready.
+    pub async fn start_again(&self) -> anyhow::Result<()> {
+        self.process.start()?;
+        let url = format!("{}/readyz", self.inner_url);
+        eventually(&format!("{} is ready", self.name), async || {
+            let answer = self.http.get(&url).timeout(Duration::from_secs(2)).send().await;
+            answer.is_ok_and(|answer| answer.status().is_success())
+        })
+        .await
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    pub fn freeze(&self) -> anyhow::Result<()> {
+        self.process.signal("STOP")
+    }
+
+    pub fn thaw(&self) -> anyhow::Result<()> {
+        self.process.signal("CONT")
+    }
+
+    /// SIGTERM, and waits until it has ended.
+    pub async fn terminate(&self) -> anyhow::Result<()> {
+        self.process.signal("TERM")?;
+        let name = format!("{} ends", self.name);
+        eventually(&name, async || self.process.ended().is_some()).await?;
+        self.process.kill();
+        Ok(())
+    }
+
+    pub fn ended(&self) -> Option<String> {
+        self.process.ended()
+    }
+
+    /// The sum over a metric's labels; 0 where it is not there.
+    pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let url = format!("{}/metrics", self.inner_url);
+        let text = self.http.get(url).timeout(Duration::from_secs(5)).send().await?.text().await?;
+        let lines = text.lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
+        });
+        Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+}
+
+/// Runs the service's binary to its end and returns what it printed.
+pub fn run(
+    binary: &Path,
+    settings: &[(String, String)],
+    arguments: &[&str],
+) -> anyhow::Result<String> {
+    let output = Command::new(binary)
+        .args(arguments)
+        .envs(settings.iter().cloned())
+        .stdin(Stdio::null())
+        .output()?;
+    if !output.status.success() {
+        bail!("holdfast {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
