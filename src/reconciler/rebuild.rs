@@ -588,8 +588,9 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// I1 to I7: every figure, order and buyer of the lane against the ledger, each order that holds
-    /// stock has its deadline, and everything that was folded is there.
+    /// Every figure, order and buyer of the lane against the ledger, as of a running lane; and as many
+    /// orders, deadlines and adjustments are there as were folded. What only replays need is not read
+    /// back.
     async fn prove(&self, image: &Image, secret: &IdSecret) -> Result<(), RecoveryError> {
         let Shared { lanes, ledger, options, .. } = self.shared();
         let sizes = lanes.sizes(self.lane).await?;
