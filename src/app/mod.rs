@@ -246,7 +246,11 @@ impl Service {
                     let (migrated, topic) = (migrated.subscribe(), topic.subscribe());
                     roles.spawn(Role::Reconciler, async move {
                         if wait(migrated, &token).await && wait(topic, &token).await {
-                            tokio::join!(reconciler.run(token.clone()), recovery.run(token));
+                            let proving = async {
+                                reconciler.run(token.clone()).await;
+                                Ok(())
+                            };
+                            tokio::try_join!(proving, recovery.run(token.clone()))?;
                         }
                         Ok(())
                     });

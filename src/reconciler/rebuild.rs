@@ -59,6 +59,8 @@ const ENTRIES_A_READ: usize = 8;
 /// have lost it.
 const SEAL_LOOK: Duration = Duration::from_millis(20);
 const SEAL_AGAIN: Duration = Duration::from_secs(10);
+/// How long a doubt may clear up by itself: records that come out of order are parked for a moment.
+const DOUBT_SETTLES: Duration = Duration::from_millis(500);
 /// The pause before a full producer is tried again.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(10);
 /// The proof reads a lane that nobody else may use: in larger pages, without rests.
@@ -216,18 +218,22 @@ impl Recovery {
 
     /// Looks for frozen and missing lanes and recovers them, until shut down. What it is at then is
     /// dropped: whoever comes begins it anew.
-    pub async fn run(self, shutdown: CancellationToken) {
+    ///
+    /// # Errors
+    /// That the producer has lost its place: a new process has a new one.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), SendError> {
         let mut looks = tokio::time::interval(millis(self.0.options.look_ms));
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut running: JoinSet<(LaneId, Option<Outcome>)> = JoinSet::new();
+        let mut running: JoinSet<(LaneId, Result<Option<Outcome>, SendError>)> = JoinSet::new();
         // Lanes that are not to be looked at before then; and those among them that are in doubt.
         let mut resting: HashMap<LaneId, Option<Instant>> = HashMap::new();
         let mut in_doubt: BTreeSet<LaneId> = BTreeSet::new();
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => return Ok(()),
                 Some(ended) = running.join_next() => {
                     let Ok((lane, outcome)) = ended else { continue };
+                    let outcome = outcome?;
                     if outcome.is_none_or(Outcome::is_open) {
                         resting.remove(&lane);
                     } else {
@@ -277,12 +283,13 @@ impl Recovery {
     }
 
     /// Recovers a lane that was seen frozen; `None`: there was nothing to do.
-    async fn attend(&self, lane: LaneId) -> (LaneId, Option<Outcome>) {
+    async fn attend(&self, lane: LaneId) -> (LaneId, Result<Option<Outcome>, SendError>) {
         let outcome = match self.recover(&lane, &Wish::automatic()).await {
-            Ok(report) => report.map(|report| report.outcome),
+            Ok(report) => Ok(report.map(|report| report.outcome)),
+            Err(RecoveryError::Bus(fatal @ SendError::Fatal(_))) => Err(fatal),
             Err(error) => {
                 tracing::debug!(%lane, %error, "not recovered");
-                Some(Outcome::Failed)
+                Ok(Some(Outcome::Failed))
             }
         };
         (lane, outcome)
@@ -481,13 +488,22 @@ impl Attempt<'_> {
         report.lost_orders = lost.into_iter().map(id).collect();
     }
 
+    /// Whether something is in doubt that this wish does not take on itself. What relay and writer are
+    /// about to clear up is given a moment.
     async fn is_in_doubt(&self, report: &mut Report) -> Result<bool, RecoveryError> {
         let Shared { ledger, .. } = self.shared();
-        let despite = self.wish.despite;
-        let doubts = ledger.doubts(self.lane, despite < Despite::Differences);
-        let doubts = ledger.within_patience(doubts).await?;
-        report.detail = doubts.join("; ");
-        Ok(!doubts.is_empty() && despite < Despite::Everything)
+        let (began, despite) = (Instant::now(), self.wish.despite);
+        loop {
+            let doubts = ledger.doubts(self.lane, despite < Despite::Differences);
+            let doubts = ledger.within_patience(doubts).await?;
+            report.detail = doubts.join("; ");
+            if doubts.is_empty() || despite == Despite::Everything {
+                return Ok(false);
+            } else if began.elapsed() > DOUBT_SETTLES {
+                return Ok(true);
+            }
+            sleep(SEAL_LOOK).await;
+        }
     }
 
     fn is_whole(&self, found: &Found, recorded: u64) -> bool {

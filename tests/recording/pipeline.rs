@@ -82,13 +82,17 @@ impl Pipeline {
     }
 
     pub async fn reserve(&self, key: &str) -> Stamped<Reserved> {
+        self.reserve_for(key, None).await
+    }
+
+    pub async fn reserve_for(&self, key: &str, hold_seconds: Option<u32>) -> Stamped<Reserved> {
         let buyer = "u-1".parse().expect("a buyer");
         let key = key.parse().expect("a key");
         let key = self.stack.secret.order_key(&self.lane.sale, &buyer, &key);
         let id = self.stack.secret.order_id(&self.lane, key);
         let lines = serde_json::from_str(r#"[{"sku": "sku", "quantity": 1}]"#).expect("lines");
         let trace = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned());
-        let reserve = Reserve { id, buyer, lines, hold_seconds: None, trace };
+        let reserve = Reserve { id, buyer, lines, hold_seconds, trace };
         self.lanes.reserve(reserve).await.expect("an answer")
     }
 

@@ -66,7 +66,8 @@ impl Pipeline {
     /// The role, as it looks for frozen lanes by itself.
     fn recovering(&self) -> Role {
         let stop = CancellationToken::new();
-        let task = tokio::spawn(self.recovery().run(stop.clone()));
+        let (recovery, token) = (self.recovery(), stop.clone());
+        let task = tokio::spawn(async move { recovery.run(token).await.expect("the recovery") });
         Role { stop, task }
     }
 
@@ -159,6 +160,8 @@ async fn a_lane_that_redis_lost_is_rebuilt_as_it_was() {
     let seed = seed();
     pipeline.shop(seed, 60).await;
     pipeline.reserve("replayed").await;
+    let short = pipeline.reserve_for("short", Some(60)).await;
+    assert!(matches!(short.outcome, Reserved::Held(_)), "{short:?}");
     let phase = |change| Phase { change, actor: actor(), trace: None };
     for change in [PhaseChange::Pause, PhaseChange::Resume, PhaseChange::Pause] {
         pipeline.lanes.phase(&pipeline.lane, phase(change)).await.expect("an answer");
@@ -181,6 +184,10 @@ async fn a_lane_that_redis_lost_is_rebuilt_as_it_was() {
     let after = pipeline.lanes.marks(&pipeline.lane).await.expect("marks");
     assert_eq!((after.epoch, after.seq, after.recorded), (2, marks.seq, marks.seq));
     assert_eq!(pipeline.replay("replayed").await, replayed);
+    let short = pipeline.reserve_for("short", Some(60)).await.outcome;
+    assert!(matches!(short, Reserved::Replayed(_)), "{short:?}");
+    let other = pipeline.reserve_for("short", None).await.outcome;
+    assert_eq!(other, Reserved::KeyReused, "another hold than was asked for");
 
     pipeline.lanes.phase(&pipeline.lane, phase(PhaseChange::Resume)).await.expect("an answer");
     pipeline.shop(seed + 100, 30).await;
