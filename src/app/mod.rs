@@ -165,7 +165,7 @@ impl Service {
         let catalog = Catalog::new(ledger.clone(), &config.catalog, metrics);
         let producer = Producer::new(&config.kafka)?;
         let recovery =
-            Recovery::new(lanes.clone(), ledger.clone(), catalog.clone(), &config, &mut registry)?;
+            Recovery::new(lanes.clone(), ledger.clone(), catalog.clone(), &config, &mut registry);
         let witness = roles.iter().any(|role| role.talks_to_lanes()).then(|| {
             let roles = roles.iter().map(|role| role.as_str()).collect();
             let (lanes, ledger) = (lanes.clone(), ledger.clone());
@@ -246,11 +246,7 @@ impl Service {
                     let (migrated, topic) = (migrated.subscribe(), topic.subscribe());
                     roles.spawn(Role::Reconciler, async move {
                         if wait(migrated, &token).await && wait(topic, &token).await {
-                            let proving = async {
-                                reconciler.run(token.clone()).await;
-                                Ok(())
-                            };
-                            tokio::try_join!(proving, recovery.run(token.clone()))?;
+                            tokio::join!(reconciler.run(token.clone()), recovery.run(token));
                         }
                         Ok(())
                     });

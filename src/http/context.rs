@@ -181,8 +181,7 @@ mod tests {
             catalog.clone(),
             &config,
             &mut registry,
-        )
-        .unwrap();
+        );
         Api::new(
             lanes,
             ledger,

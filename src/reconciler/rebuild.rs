@@ -74,7 +74,9 @@ pub enum RecoveryError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     #[error("Kafka: {0}")]
-    Bus(#[from] SendError),
+    Bus(#[from] BusError),
+    #[error("Kafka: {0}")]
+    Send(#[from] SendError),
     /// Another process recovers the lane.
     #[error("another process recovers the lane")]
     Busy,
@@ -188,7 +190,7 @@ struct Shared {
     lanes: Lanes,
     ledger: Ledger,
     catalog: Catalog,
-    producer: Producer,
+    kafka: config::Kafka,
     options: config::Reconciler,
     /// A process that gave no sign for so long is not waited for.
     gone_after: Duration,
@@ -200,40 +202,34 @@ struct Shared {
 pub struct Recovery(Arc<Shared>);
 
 impl Recovery {
-    /// # Errors
-    /// A setting of Kafka's that is unknown or may not be changed, by its name.
     pub fn new(
         lanes: Lanes,
         ledger: Ledger,
         catalog: Catalog,
         config: &Config,
         registry: &mut Registry,
-    ) -> Result<Self, BusError> {
+    ) -> Self {
         let (options, metrics) = (config.reconciler.clone(), Metrics::register(registry));
-        let producer = Producer::new(&config.kafka)?;
+        let kafka = config.kafka.clone();
         let gone_after = millis(config.witness.gone_after_ms);
-        let shared = Shared { lanes, ledger, catalog, producer, options, gone_after, metrics };
-        Ok(Self(Arc::new(shared)))
+        let shared = Shared { lanes, ledger, catalog, kafka, options, gone_after, metrics };
+        Self(Arc::new(shared))
     }
 
     /// Looks for frozen and missing lanes and recovers them, until shut down. What it is at then is
     /// dropped: whoever comes begins it anew.
-    ///
-    /// # Errors
-    /// That the producer has lost its place: a new process has a new one.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), SendError> {
+    pub async fn run(self, shutdown: CancellationToken) {
         let mut looks = tokio::time::interval(millis(self.0.options.look_ms));
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut running: JoinSet<(LaneId, Result<Option<Outcome>, SendError>)> = JoinSet::new();
+        let mut running: JoinSet<(LaneId, Option<Outcome>)> = JoinSet::new();
         // Lanes that are not to be looked at before then; and those among them that are in doubt.
         let mut resting: HashMap<LaneId, Option<Instant>> = HashMap::new();
         let mut in_doubt: BTreeSet<LaneId> = BTreeSet::new();
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => return,
                 Some(ended) = running.join_next() => {
                     let Ok((lane, outcome)) = ended else { continue };
-                    let outcome = outcome?;
                     if outcome.is_none_or(Outcome::is_open) {
                         resting.remove(&lane);
                     } else {
@@ -283,13 +279,12 @@ impl Recovery {
     }
 
     /// Recovers a lane that was seen frozen; `None`: there was nothing to do.
-    async fn attend(&self, lane: LaneId) -> (LaneId, Result<Option<Outcome>, SendError>) {
+    async fn attend(&self, lane: LaneId) -> (LaneId, Option<Outcome>) {
         let outcome = match self.recover(&lane, &Wish::automatic()).await {
-            Ok(report) => Ok(report.map(|report| report.outcome)),
-            Err(RecoveryError::Bus(fatal @ SendError::Fatal(_))) => Err(fatal),
+            Ok(report) => report.map(|report| report.outcome),
             Err(error) => {
                 tracing::debug!(%lane, %error, "not recovered");
-                Ok(Some(Outcome::Failed))
+                Some(Outcome::Failed)
             }
         };
         (lane, outcome)
@@ -331,7 +326,9 @@ impl Recovery {
         let mut report = Report::begin(lane, marks.sealed_epoch, &wish.actor);
         report.why = if found.is_open() { Frozen::Operator.as_str() } else { found.why() }.into();
         let is_open = found.is_open();
-        let attempt = Attempt { recovery: self, sale: &sale, lane, wish, marks, is_open };
+        // One of its own: it is rare, and one that has lost its place is not kept.
+        let producer = Producer::new(&self.0.kafka)?;
+        let attempt = Attempt { recovery: self, producer, sale: &sale, lane, wish, marks, is_open };
         let attempted = attempt.run(&mut report).await;
         match &attempted {
             Ok(Some(outcome)) => report.outcome = *outcome,
@@ -377,25 +374,12 @@ impl Recovery {
         let mut marks = ledger.within_patience(marks).await?;
         marks.remove(lane).ok_or(RecoveryError::Unknown)
     }
-
-    async fn send(
-        &self,
-        partition: i32,
-        record: &Record,
-    ) -> Result<impl Future<Output = Result<(), SendError>> + use<>, SendError> {
-        loop {
-            match self.0.producer.send(partition, record) {
-                Ok(delivery) => return Ok(async move { delivery.await.map(drop) }),
-                Err(SendError::QueueFull) => sleep(QUEUE_FULL_PAUSE).await,
-                Err(error) => return Err(error),
-            }
-        }
-    }
 }
 
 /// One try at one lane.
 struct Attempt<'a> {
     recovery: &'a Recovery,
+    producer: Producer,
     sale: &'a Sale,
     lane: &'a LaneId,
     wish: &'a Wish,
@@ -408,6 +392,20 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     fn shared(&self) -> &Shared {
         &self.recovery.0
+    }
+
+    async fn send(
+        &self,
+        partition: i32,
+        record: &Record,
+    ) -> Result<impl Future<Output = Result<(), SendError>> + use<>, SendError> {
+        loop {
+            match self.producer.send(partition, record) {
+                Ok(delivery) => return Ok(async move { delivery.await.map(drop) }),
+                Err(SendError::QueueFull) => sleep(QUEUE_FULL_PAUSE).await,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// How it ended; `None`: the lane turned out to be open.
@@ -529,7 +527,7 @@ impl Attempt<'_> {
             let (before, mut sent) = (at, Vec::new());
             for entry in read.await?.iter().flat_map(|(_, entries)| entries) {
                 for event in outbox::events(self.lane, secret, entry)? {
-                    sent.push(self.recovery.send(partition, &encode(&event)).await?);
+                    sent.push(self.send(partition, &encode(&event)).await?);
                     at = event.seq;
                 }
             }
@@ -552,7 +550,7 @@ impl Attempt<'_> {
         let mut again = Duration::ZERO;
         while began.elapsed() < wait_max {
             if began.elapsed() >= again {
-                self.recovery.send(partition, &record).await?.await?;
+                self.send(partition, &record).await?.await?;
                 again = began.elapsed() + SEAL_AGAIN;
             }
             let marks = self.recovery.marks(self.lane).await?;
@@ -590,8 +588,9 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// I1 to I7: every figure, order and buyer of the lane against the ledger, each order that holds
-    /// stock has its deadline, and everything that was folded is there.
+    /// Every figure, order and buyer of the lane against the ledger, as of a running lane; and as many
+    /// orders, deadlines and adjustments are there as were folded. What only replays need is not read
+    /// back.
     async fn prove(&self, image: &Image, secret: &IdSecret) -> Result<(), RecoveryError> {
         let Shared { lanes, ledger, options, .. } = self.shared();
         let sizes = lanes.sizes(self.lane).await?;

@@ -17,7 +17,7 @@ async fn paths_and_methods_come_before_keys() {
         "/v1/order",
         "/v1/orders/",
         "/v1/sales/x/events",
-        "/v1/sales/x/reconcile",
+        "/v1/sales/x/rebuild",
         "/v1/adjustments/x",
         "/metrics",
         "/v1/orders/x/y/z",

@@ -97,8 +97,7 @@ impl Stack {
             health.set_part(part, Condition::Up, "");
         }
         let recovery =
-            Recovery::new(lanes.clone(), ledger.clone(), catalog.clone(), &config, &mut registry)
-                .unwrap();
+            Recovery::new(lanes.clone(), ledger.clone(), catalog.clone(), &config, &mut registry);
         let api = Api::new(
             lanes.clone(),
             ledger.clone(),

@@ -60,14 +60,14 @@ impl Pipeline {
         config.reconciler.recovery_retry_ms = 200;
         let (lanes, ledger) = (self.lanes.clone(), self.stack.ledger.clone());
         let registry = &mut Registry::default();
-        Recovery::new(lanes, ledger, self.catalog.clone(), &config, registry).expect("a recovery")
+        Recovery::new(lanes, ledger, self.catalog.clone(), &config, registry)
     }
 
     /// The role, as it looks for frozen lanes by itself.
     fn recovering(&self) -> Role {
         let stop = CancellationToken::new();
         let (recovery, token) = (self.recovery(), stop.clone());
-        let task = tokio::spawn(async move { recovery.run(token).await.expect("the recovery") });
+        let task = tokio::spawn(recovery.run(token));
         Role { stop, task }
     }
 

@@ -220,7 +220,7 @@ async fn what_comes_after_a_seal_of_the_epoch_before_is_not_applied() {
 
     // Its own epoch ends at the seal, not when the next one is given out.
     let first = [lane.defined(9), lane.held("a")];
-    let (mut zombie, gap) = (copy(&lane), lane.held("never sent"));
+    let (mut zombie, gap) = (copy(&lane), lane.held("never-sent"));
     let parked = lane.held("parked");
     let at = first[1].at;
     let seal = |epoch, token| encode_seal(&Seal { lane: gap.lane.clone(), epoch, token, at });
