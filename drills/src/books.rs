@@ -407,7 +407,8 @@ pub async fn database(pool: &PgPool, sale: &str) -> anyhow::Result<Database> {
 }
 
 pub async fn rebuilds(pool: &PgPool, sale: &str) -> anyhow::Result<Vec<Rebuild>> {
-    let rows: Vec<(String, String, Option<i64>, Vec<String>, i64)> = sqlx::query_as(
+    type Row = (String, String, Option<i64>, Vec<String>, i64);
+    let rows: Vec<Row> = sqlx::query_as(
         "SELECT outcome, why, seq_before, lost_orders, lost_max
          FROM rebuilds WHERE sale_id = $1 ORDER BY id",
     )

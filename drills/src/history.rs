@@ -102,14 +102,15 @@ pub enum Request {
 impl Request {
     /// Whether it may change an order, so that it can ask for durability.
     pub fn changes_an_order(&self) -> bool {
-        match self {
+        !matches!(
+            self,
             Self::Define { .. }
-            | Self::Adjust { .. }
-            | Self::Pause { .. }
-            | Self::Resume { .. } => false,
-            Self::Get { .. } | Self::Stock { .. } => false,
-            _ => true,
-        }
+                | Self::Adjust { .. }
+                | Self::Pause { .. }
+                | Self::Resume { .. }
+                | Self::Get { .. }
+                | Self::Stock { .. }
+        )
     }
 
     /// Whether it ends what an order holds, one way or the other.
