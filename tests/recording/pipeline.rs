@@ -223,9 +223,11 @@ async fn a_relay_that_is_killed_is_followed_by_the_other_and_nothing_is_recorded
 async fn a_fresh_fleet_that_has_seen_nothing_learns_from_the_database_that_a_lane_lost_what_is_recorded()
  {
     let mut pipeline = Pipeline::new("behind", 300).await;
-    pipeline.hold(5).await;
-    let image = pipeline.image().await;
     let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    pipeline.hold(5).await;
+    pipeline.until_recorded().await;
+    // By its own marks it lacks nothing.
+    let image = pipeline.image().await;
     pipeline.hold(50).await;
     pipeline.until_recorded().await;
     relay.stop().await;
@@ -240,10 +242,6 @@ async fn a_fresh_fleet_that_has_seen_nothing_learns_from_the_database_that_a_lan
         matches!(pipeline.lanes.marks(&pipeline.lane).await, Err(LaneError::Frozen(Frozen::Behind)))
     })
     .await;
-    let from = [(pipeline.lane.clone(), 1, 1)];
-    let kept = pipeline.lanes.read_outboxes(&from, 1_000, Duration::ZERO).await.expect("an outbox");
-    let events = kept.iter().flat_map(|(_, entries)| entries).count();
-    assert!(events > 0, "what it holds is not trimmed");
     assert_eq!(pipeline.stack.number("SELECT count(*) FROM orders").await, 55);
     relay.stop().await;
     writer.stop().await;
