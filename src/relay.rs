@@ -118,7 +118,8 @@ struct Outbound {
     compared: bool,
     /// Redis lost events that Kafka or the database has: nothing may be trimmed.
     behind: bool,
-    /// Rises at each rewind: deliveries of an older one no longer count.
+    /// Rises at each rewind, and from one lease of the lane to the next: deliveries of an older one no longer
+    /// count.
     generation: u64,
     /// What the lane was told last.
     told: Marks,
@@ -192,6 +193,8 @@ pub struct Relay {
     name: String,
     metrics: Metrics,
     outbound: HashMap<LaneId, Outbound>,
+    /// Leases taken so far.
+    leases: u64,
     deliveries: FuturesUnordered<BoxFuture<'static, Delivery>>,
     /// When to try for the lease of a lane again.
     retry_at: HashMap<LaneId, Instant>,
@@ -215,6 +218,7 @@ impl Relay {
             name: format!("relay-{:016x}", rand::random::<u64>()),
             metrics: Metrics::register(registry),
             outbound: HashMap::new(),
+            leases: 0,
             deliveries: FuturesUnordered::new(),
             retry_at: HashMap::new(),
         }
@@ -279,7 +283,11 @@ impl Relay {
                     Ok(Advance::Leased { marks, trimmed }) => {
                         tracing::info!(%lane, logged = marks.logged, seq = marks.seq, "relaying");
                         let renew_at = now + retry;
-                        let outbound = outbound(place.partition, secret, marks, trimmed, renew_at);
+                        let mut outbound =
+                            outbound(place.partition, secret, marks, trimmed, renew_at);
+                        // What was sent under an earlier lease may still be on its way.
+                        self.leases += 1;
+                        outbound.generation = self.leases << 32;
                         self.outbound.insert(lane, outbound);
                     }
                     Ok(other) => tracing::debug!(%lane, ?other, "no lease"),
