@@ -118,8 +118,7 @@ struct Outbound {
     compared: bool,
     /// Redis lost events that Kafka or the database has: nothing may be trimmed.
     behind: bool,
-    /// Rises at each rewind, and from one lease of the lane to the next: deliveries of an older one no longer
-    /// count.
+    /// Rises at each rewind: deliveries of an older one no longer count.
     generation: u64,
     /// What the lane was told last.
     told: Marks,
@@ -193,8 +192,6 @@ pub struct Relay {
     name: String,
     metrics: Metrics,
     outbound: HashMap<LaneId, Outbound>,
-    /// Leases taken so far.
-    leases: u64,
     deliveries: FuturesUnordered<BoxFuture<'static, Delivery>>,
     /// When to try for the lease of a lane again.
     retry_at: HashMap<LaneId, Instant>,
@@ -218,7 +215,6 @@ impl Relay {
             name: format!("relay-{:016x}", rand::random::<u64>()),
             metrics: Metrics::register(registry),
             outbound: HashMap::new(),
-            leases: 0,
             deliveries: FuturesUnordered::new(),
             retry_at: HashMap::new(),
         }
@@ -283,11 +279,7 @@ impl Relay {
                     Ok(Advance::Leased { marks, trimmed }) => {
                         tracing::info!(%lane, logged = marks.logged, seq = marks.seq, "relaying");
                         let renew_at = now + retry;
-                        let mut outbound =
-                            outbound(place.partition, secret, marks, trimmed, renew_at);
-                        // What was sent under an earlier lease may still be on its way.
-                        self.leases += 1;
-                        outbound.generation = self.leases << 32;
+                        let outbound = outbound(place.partition, secret, marks, trimmed, renew_at);
                         self.outbound.insert(lane, outbound);
                     }
                     Ok(other) => tracing::debug!(%lane, ?other, "no lease"),

@@ -30,8 +30,14 @@ pub struct Drill {
 /// Events that must have piled up before a fault that stops them counts.
 const PILED_UP: i64 = 20;
 
-const LAYOUT: Layout =
-    Layout { services: WHOLE, settings: &[], redis: &[], replica: false, durability: None };
+const LAYOUT: Layout = Layout {
+    services: WHOLE,
+    settings: &[],
+    redis: &[],
+    replica: false,
+    durability: None,
+    clock: false,
+};
 const EXPECTED: Expected =
     Expected { dead_letters: &[], topic_truncated: false, forgets: Forgets::Nothing };
 /// Redis forgets what it had answered at `memory`, and a report says so.
