@@ -192,6 +192,8 @@ pub struct Relay {
     name: String,
     metrics: Metrics,
     outbound: HashMap<LaneId, Outbound>,
+    /// How many leases it has taken.
+    leases: u64,
     deliveries: FuturesUnordered<BoxFuture<'static, Delivery>>,
     /// When to try for the lease of a lane again.
     retry_at: HashMap<LaneId, Instant>,
@@ -215,6 +217,7 @@ impl Relay {
             name: format!("relay-{:016x}", rand::random::<u64>()),
             metrics: Metrics::register(registry),
             outbound: HashMap::new(),
+            leases: 0,
             deliveries: FuturesUnordered::new(),
             retry_at: HashMap::new(),
         }
@@ -279,7 +282,11 @@ impl Relay {
                     Ok(Advance::Leased { marks, trimmed }) => {
                         tracing::info!(%lane, logged = marks.logged, seq = marks.seq, "relaying");
                         let renew_at = now + retry;
-                        let outbound = outbound(place.partition, secret, marks, trimmed, renew_at);
+                        self.leases += 1;
+                        let mut outbound =
+                            outbound(place.partition, secret, marks, trimmed, renew_at);
+                        // What an earlier lease of the lane still has on its way is not of this one.
+                        outbound.generation = self.leases << 32;
                         self.outbound.insert(lane, outbound);
                     }
                     Ok(other) => tracing::debug!(%lane, ?other, "no lease"),
