@@ -36,7 +36,6 @@ const LAYOUT: Layout = Layout {
     redis: &[],
     replica: false,
     durability: None,
-    clock: false,
 };
 const EXPECTED: Expected =
     Expected { dead_letters: &[], topic_truncated: false, forgets: Forgets::Nothing };
