@@ -36,14 +36,9 @@ const LAYOUT: Layout = Layout {
     redis: &[],
     replica: false,
     durability: None,
-    clock: false,
 };
-const EXPECTED: Expected = Expected {
-    dead_letters: &[],
-    topic_truncated: false,
-    clocks_moved: false,
-    forgets: Forgets::Nothing,
-};
+const EXPECTED: Expected =
+    Expected { dead_letters: &[], topic_truncated: false, forgets: Forgets::Nothing };
 /// Redis forgets what it had answered at `memory`, and a report says so.
 const REPORTED: Expected = Expected { forgets: Forgets::Reported, ..EXPECTED };
 /// What a relay that slept through a rebuild sends of the epoch before.
@@ -64,7 +59,7 @@ pub const DRILLS: &[Drill] = &[
     Drill {
         name: "kill-relay",
         about: "SIGKILL of the relay, with events on their way",
-        short: true,
+        short: false,
         layout: Layout {
             services: &[
                 ("one", "api"),
@@ -149,7 +144,7 @@ pub const DRILLS: &[Drill] = &[
     Drill {
         name: "kafka-away",
         about: "Kafka stays away under load",
-        short: true,
+        short: false,
         layout: LAYOUT,
         expected: EXPECTED,
         run: |scene| Box::pin(away(scene, "kafka")),
@@ -235,14 +230,6 @@ pub const DRILLS: &[Drill] = &[
         layout: LAYOUT,
         expected: EXPECTED,
         run: |scene| Box::pin(full_redis(scene)),
-    },
-    Drill {
-        name: "clock-steps",
-        about: "Redis' clock is a minute ahead, then five minutes behind",
-        short: false,
-        layout: Layout { clock: true, ..LAYOUT },
-        expected: Expected { clocks_moved: true, ..EXPECTED },
-        run: |scene| Box::pin(clock_steps(scene)),
     },
     Drill {
         name: "truncated-topic",
@@ -886,26 +873,6 @@ async fn truncated_topic(scene: &Scene<'_>) -> anyhow::Result<()> {
         scene.bit("records deleted", deleted as f64);
         scene.service("relay").start_again().await?;
         scene.service("writer").start_again().await?;
-        scene.mended(began).await?;
-    }
-    Ok(())
-}
-
-/// Back first: a lane's time never goes back, so what it promised while ahead takes that long to run out.
-async fn clock_steps(scene: &Scene<'_>) -> anyhow::Result<()> {
-    let clock = scene.clock.as_ref().context("the layout has a clock")?;
-    let skew = async || scene.service("one").metric("holdfast_lanes_clock_skew_milliseconds").await;
-    for (seconds, what) in [(-300, "milliseconds behind"), (60, "milliseconds ahead")] {
-        let began = scene.fault();
-        clock.step_to(seconds)?;
-        let off = (seconds * 1_000 / 2) as f64;
-        eventually("the service sees that the clocks are apart", async || {
-            skew().await.is_ok_and(|skew| skew / off >= 1.0)
-        })
-        .await?;
-        scene.bit(what, skew().await?.abs());
-        scene.settled().await?;
-        clock.step_to(0)?;
         scene.mended(began).await?;
     }
     Ok(())

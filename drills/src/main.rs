@@ -34,7 +34,7 @@ struct Cli {
     /// What the callers do follows from it, and is printed; else random.
     #[arg(long)]
     seed: Option<u64>,
-    /// How often a fault is repeated; 20, in the short selection 3.
+    /// How often a fault is repeated; 20, in the short selection 2.
     #[arg(long)]
     times: Option<u32>,
     /// How long a server stays away; 120, in the short selection 5.
@@ -90,7 +90,7 @@ fn run(cli: &Cli) -> anyhow::Result<bool> {
     let short = cli.names == ["short"];
     let extent = Extent {
         seed: cli.seed.unwrap_or_else(rand::random),
-        times: cli.times.unwrap_or(if short { 3 } else { 20 }),
+        times: cli.times.unwrap_or(if short { 2 } else { 20 }),
         away: Duration::from_secs(cli.away_seconds.unwrap_or(if short { 5 } else { 120 })),
     };
     println!("seed {}", extent.seed);

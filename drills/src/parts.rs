@@ -161,13 +161,12 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// `options` as on the command line of `redis-server`, `variables` of its environment.
+    /// `options` as on the command line of `redis-server`.
     pub async fn start(
         home: &Path,
         name: &str,
         port: u16,
         options: &[&str],
-        variables: Vec<(String, String)>,
     ) -> anyhow::Result<Self> {
         let dir = home.join("redis").join(name);
         if dir.exists() {
@@ -194,7 +193,7 @@ impl Redis {
             dir,
             program: "redis-server".into(),
             arguments: fixed.into_iter().chain(options.iter().map(|&word| word.into())).collect(),
-            variables,
+            variables: Vec::new(),
             child: Mutex::default(),
         };
         let redis = Self { port, process };
@@ -248,41 +247,6 @@ impl Redis {
         let word = self.info_word(section, name).await?;
         let number = word.trim_start_matches("count=");
         Ok(if number.is_empty() { 0 } else { number.parse()? })
-    }
-}
-
-/// A file that says by how much a process' clock is off, and what makes a process read it: libfaketime.
-pub struct Clock {
-    file: PathBuf,
-    pub variables: Vec<(String, String)>,
-}
-
-impl Clock {
-    pub fn new(home: &Path) -> anyhow::Result<Self> {
-        let libraries = std::fs::read_dir("/usr/lib")?.filter_map(Result::ok);
-        let library = libraries
-            .map(|entry| entry.path().join("faketime/libfaketime.so.1"))
-            .find(|path| path.exists())
-            .context("libfaketime is not installed")?;
-        let file = home.join("clock");
-        let variables = [
-            ("LD_PRELOAD", library.display().to_string()),
-            ("FAKETIME_TIMESTAMP_FILE", file.display().to_string()),
-            ("FAKETIME_NO_CACHE", "1".into()),
-            // Only what people call the time is stepped, as by an operator or by NTP.
-            ("DONT_FAKE_MONOTONIC", "1".into()),
-        ];
-        let variables = variables.map(|(name, value)| (name.to_owned(), value)).into();
-        let clock = Self { file, variables };
-        clock.step_to(0)?;
-        Ok(clock)
-    }
-
-    /// Seconds ahead of the true time, or behind it.
-    pub fn step_to(&self, seconds: i64) -> anyhow::Result<()> {
-        let new = self.file.with_extension("new");
-        std::fs::write(&new, format!("{seconds:+}s"))?;
-        Ok(std::fs::rename(new, &self.file)?)
     }
 }
 

@@ -12,7 +12,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use crate::books::{self, Books, lane_key};
 use crate::history::{Entry, History, Outcome, Request, now_ms};
-use crate::parts::{Clock, Redis, Service, Stack, eventually, run};
+use crate::parts::{Redis, Service, Stack, eventually, run};
 use crate::proxy::Proxy;
 use crate::workload::{Callee, definition};
 
@@ -40,8 +40,6 @@ pub struct Layout {
     /// Has a replica of Redis, which calls wait for where they ask for `replicated`.
     pub replica: bool,
     pub durability: Option<&'static str>,
-    /// Redis' clock can be stepped.
-    pub clock: bool,
 }
 
 /// One fault: from when to when, and when all was well again.
@@ -57,7 +55,6 @@ pub struct Scene<'a> {
     pub stack: &'a Stack,
     pub redis: Redis,
     pub replica: Option<Redis>,
-    pub clock: Option<Clock>,
     pub to_redis: Proxy,
     /// What the replica replicates through.
     pub to_primary: Proxy,
@@ -87,10 +84,7 @@ impl<'a> Scene<'a> {
         // A run of its own, whatever an earlier one of the same seed left behind.
         let run_name = format!("{}_{:x}", name.replace('-', "_"), now_ms());
         let options = [&["--appendfsync", "everysec"], layout.redis].concat();
-        let clock = if layout.clock { Some(Clock::new(&stack.home)?) } else { None };
-        let variables = clock.as_ref().map(|clock| clock.variables.clone()).unwrap_or_default();
-        let port = stack.port_base + 2;
-        let redis = Redis::start(&stack.home, "primary", port, &options, variables).await?;
+        let redis = Redis::start(&stack.home, "primary", stack.port_base + 2, &options).await?;
         let to_primary = Proxy::start(redis.port).await?;
         let replica = if layout.replica {
             Some(replica_of(stack, "replica", stack.port_base + 6, to_primary.port).await?)
@@ -151,7 +145,6 @@ impl<'a> Scene<'a> {
             stack,
             redis,
             replica,
-            clock,
             to_redis,
             to_primary,
             to_postgres,
@@ -332,7 +325,7 @@ impl<'a> Scene<'a> {
 /// Returns when it has all that the primary has.
 async fn replica_of(stack: &Stack, name: &str, port: u16, primary: u16) -> anyhow::Result<Redis> {
     let options = ["--appendfsync", "everysec", "--replicaof", "127.0.0.1", &primary.to_string()];
-    let replica = Redis::start(&stack.home, name, port, &options, Vec::new()).await?;
+    let replica = Redis::start(&stack.home, name, port, &options).await?;
     eventually("the replica follows", async || {
         let link = replica.info_word("replication", "master_link_status").await;
         link.is_ok_and(|link| link == "up")

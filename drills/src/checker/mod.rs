@@ -47,8 +47,6 @@ pub struct Expected {
     pub dead_letters: &'static [&'static str],
     /// Records were taken out of the topic: what it lacks is not held against it.
     pub topic_truncated: bool,
-    /// Clocks were moved: callers' times prove nothing.
-    pub clocks_moved: bool,
     /// What Redis may forget of what it answered.
     pub forgets: Forgets,
 }
@@ -628,7 +626,7 @@ impl<'a> Case<'a> {
             let deadline = promised.get(shown.id).copied().unwrap_or_default();
             let early = entry.reply.code.as_deref() == Some("order-expired")
                 && entry.answered_ms < deadline;
-            if early && !self.expected.clocks_moved {
+            if early {
                 let evidence = format!(
                     "{} was said to be over at {}, promised until {deadline}",
                     shown.id, entry.answered_ms
