@@ -11,13 +11,12 @@ mod retry;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
-use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use futures_util::future::{Either, maybe_done, select};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::bus::BusError;
 use crate::bus::consumer::{Consumer, Received};
@@ -140,28 +139,35 @@ impl Writer {
         session: &mut Session,
         shutdown: &CancellationToken,
     ) -> Result<(), WriterError> {
-        let consumer = session.consumer.clone();
-        // One batch is read and decoded while the one before it is written.
-        let mut ahead = pin!(maybe_done(self.read(&consumer)));
+        let Options { batch_max, batch_age, .. } = self.options;
+        // One batch is read and decoded while the one before it is written; by a task of its own, or
+        // the answers of the database would wait for it.
+        let read_ahead = |consumer: &Consumer| {
+            AbortOnDropHandle::new(tokio::spawn(read_batch(consumer.clone(), batch_max, batch_age)))
+        };
+        let mut ahead = read_ahead(&session.consumer);
+        let mut left = Held::new();
         let mut looked_at = None::<Instant>;
         loop {
-            tokio::select! {
+            let was_read = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                () = &mut ahead => {}
-            }
-            let was_read = ahead.as_mut().take_output().unwrap_or_else(|| Ok(Vec::new()));
+                was_read = &mut ahead => was_read,
+            };
             let mut arrivals = match was_read {
-                Ok(arrivals) => arrivals,
-                Err(error @ BusError::Unavailable(_)) => {
+                Ok(Ok(arrivals)) => arrivals,
+                Ok(Err(error @ BusError::Unavailable(_))) => {
                     tracing::warn!(%error, "reading from Kafka; trying again");
                     Vec::new()
                 }
-                Err(error) => return Err(error.into()),
+                Ok(Err(error)) => return Err(error.into()),
+                Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
             };
+            // These were read before their partitions began to rest, and come again, in order.
+            arrivals.retain(|arrival| !left.contains_key(&arrival.record.partition));
             // What came since it was read: so a batch grows while the one before it takes long.
-            let more = consumer.at_hand(self.options.batch_max - arrivals.len());
+            let more = session.consumer.at_hand(batch_max - arrivals.len());
             arrivals.extend(more.into_iter().map(read));
-            ahead.set(maybe_done(self.read(&consumer)));
+            ahead = read_ahead(&session.consumer);
             let offsets = offsets_after(&arrivals);
             let mut todo = VecDeque::new();
             if !arrivals.is_empty() {
@@ -175,32 +181,18 @@ impl Writer {
                 todo.push_back(Task::Unpark);
             }
             let worked = !todo.is_empty();
-            let written = match select(pin!(self.write(todo, shutdown)), &mut ahead).await {
-                Either::Left((written, _)) => written,
-                Either::Right(((), writing)) => writing.await,
+            left = match self.write(todo, shutdown).await? {
+                Ok(left) => left,
+                Err(Stopped) => return Ok(()),
             };
-            let Ok(left) = written? else { return Ok(()) };
             self.pace().end(Instant::now());
             session.next.extend(offsets);
-            if !left.is_empty() {
-                session.hold(&left)?;
-                // What was read ahead of them comes again, in order, once they have rested.
-                ahead.as_mut().await;
-                if let Some(Ok(arrivals)) = ahead.as_mut().output_mut() {
-                    arrivals.retain(|arrival| !left.contains_key(&arrival.record.partition));
-                }
-            }
+            session.hold(&left)?;
             session.resume_rested();
             session.written |= worked;
             session.commit()?;
             self.metrics.held_partitions.set(gauge(session.held.len()));
         }
-    }
-
-    async fn read(&self, consumer: &Consumer) -> Result<Vec<Arrival>, BusError> {
-        let Options { batch_max, batch_age, .. } = self.options;
-        let records = consumer.batch(batch_max, batch_age).await?;
-        Ok(records.into_iter().map(read).collect())
     }
 
     /// Works off the tasks, however long the database is away. Nothing that it was given is lost:
@@ -479,6 +471,15 @@ fn narrow(
 
 fn place(event: &Event) -> Place {
     Place { lane: event.lane.clone(), epoch: event.epoch, seq: event.seq }
+}
+
+async fn read_batch(
+    consumer: Consumer,
+    batch_max: usize,
+    batch_age: Duration,
+) -> Result<Vec<Arrival>, BusError> {
+    let records = consumer.batch(batch_max, batch_age).await?;
+    Ok(records.into_iter().map(read).collect())
 }
 
 fn offsets_after(arrivals: &[Arrival]) -> BTreeMap<i32, i64> {
