@@ -77,10 +77,10 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// As many as set; else one fewer than there are cores, and one at least.
+    /// As many as set, else one a core.
     pub fn worker_threads(&self) -> usize {
         match self.worker_threads {
-            0 => available_parallelism().map_or(1, |cores| (cores.get() - 1).max(1)),
+            0 => available_parallelism().map_or(1, usize::from),
             threads => threads,
         }
     }

@@ -275,13 +275,15 @@ impl Ledger {
         Ok(rows.into_iter().map(|row| (row.what, row.subject, row.detail)).collect())
     }
 
-    /// Takes a lane for one purpose, for as long as the connection lasts.
+    /// Takes a lane for one purpose, for as long as the connection lasts and gives signs of life.
     pub(super) async fn lock_lane(
         &self,
         purpose: &str,
         lane: &LaneId,
     ) -> Result<Option<LaneLock>, LedgerError> {
-        let mut connection = PgConnection::connect_with(&self.options).await?;
+        let still_max = LaneLock::STILL_MAX.as_millis().to_string();
+        let options = self.options.clone().options([("idle_session_timeout", still_max)]);
+        let mut connection = PgConnection::connect_with(&options).await?;
         let name = format!("holdfast {purpose} {} {lane}", self.schema);
         let locked = sqlx::query_scalar!(
             r#"SELECT pg_try_advisory_lock(hashtextextended($1, 0)) AS "locked!""#,

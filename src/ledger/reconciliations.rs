@@ -1,8 +1,11 @@
 //! What the reconciler found, and the lock that keeps two of them from the same lane.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Ledger, LedgerError};
 use crate::domain::ids::LaneId;
@@ -21,18 +24,40 @@ pub struct Difference {
     pub detail: String,
 }
 
-/// A lane that this process alone reconciles, until it is dropped or its connection lost.
+/// A lane that this process alone reconciles, until it is dropped or its connection lost. A process that
+/// stands still for [`LaneLock::STILL_MAX`] loses it: PostgreSQL ends a session that says nothing for so
+/// long.
 #[derive(Debug)]
-pub struct LaneLock(PgConnection);
+pub struct LaneLock {
+    end: DropGuard,
+    kept: JoinHandle<Result<(), sqlx::Error>>,
+}
 
 impl LaneLock {
-    pub(super) fn new(connection: PgConnection) -> Self {
-        Self(connection)
+    pub(super) const STILL_MAX: Duration = Duration::from_secs(10);
+    const SIGN_INTERVAL: Duration = Duration::from_secs(2);
+
+    /// The lock is the connection's.
+    pub(super) fn new(mut connection: PgConnection) -> Self {
+        let end = CancellationToken::new();
+        let ended = end.clone();
+        let kept = tokio::spawn(async move {
+            while ended.run_until_cancelled(tokio::time::sleep(Self::SIGN_INTERVAL)).await.is_some()
+            {
+                connection.ping().await?;
+            }
+            connection.close().await
+        });
+        Self { end: end.drop_guard(), kept }
     }
 
     /// Gives it back.
     pub async fn release(self) -> Result<(), LedgerError> {
-        Ok(self.0.close().await?)
+        drop(self.end);
+        match self.kept.await {
+            Ok(closed) => Ok(closed?),
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
     }
 }
 

@@ -115,7 +115,7 @@ impl Stack {
             group: self.group.clone(),
             batch_max: 1_000,
             batch_age: Duration::from_millis(20),
-            parked_max: 1_000,
+            parked_max: 10_000,
             dead_letters_kept_days: 1,
         }
     }
