@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use holdfast::bus::record;
+use holdfast::bus::record::{self, Message};
 use holdfast::domain::ids::{AdjustmentId, IdSecret, LaneId, OrderId};
 use holdfast::domain::time::Timestamp;
 use holdfast::lanes::command::Reserve;
@@ -84,9 +84,12 @@ fn records(bytes: &[u8]) {
         let colon = line.windows(2).position(|pair| pair == b": ")?;
         Some((std::str::from_utf8(&line[..colon]).ok()?, &line[colon + 2..]))
     });
-    if let Ok(event) = record::decode(headers, payload) {
-        let written = record::encode(&event);
+    if let Ok(message) = record::decode(headers, payload) {
+        let written = match &message {
+            Message::Event(event) => record::encode(event),
+            Message::Seal(seal) => record::encode_seal(seal),
+        };
         let headers = written.headers.iter().map(|(name, value)| (*name, value.as_bytes()));
-        assert_eq!(record::decode(headers, &written.payload), Ok(event));
+        assert_eq!(record::decode(headers, &written.payload), Ok(message));
     }
 }

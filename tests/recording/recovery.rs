@@ -64,6 +64,14 @@ impl Pipeline {
     }
 
     /// The role, as it looks for frozen lanes by itself.
+    /// The lane's one report, which is written once the lane is open.
+    async fn report(&self) -> Report {
+        until("it is reported", || async { !self.reports().await.is_empty() }).await;
+        let mut reports = self.reports().await;
+        assert_eq!(reports.len(), 1, "{reports:?}");
+        reports.remove(0)
+    }
+
     fn recovering(&self) -> Role {
         let stop = CancellationToken::new();
         let (recovery, token) = (self.recovery(), stop.clone());
@@ -194,7 +202,7 @@ async fn a_lane_that_redis_lost_is_rebuilt_as_it_was() {
     let recovering = pipeline.recovering();
     pipeline.until_sold_from().await;
     assert_eq!(pipeline.image_of_lane().await, before);
-    let [report] = &pipeline.reports().await[..] else { panic!("one report") };
+    let report = &pipeline.report().await;
     let Report { epoch, why, outcome, seq, lost_max, .. } = report;
     assert_eq!((epoch, why.as_str(), outcome), (&Some(2), "missing", &Outcome::Rebuilt));
     assert_eq!((*seq, *lost_max), (Some(marks.seq), 0));
@@ -257,7 +265,7 @@ async fn a_lane_that_lost_nothing_is_opened_as_it_is() {
     pipeline.until_sold_from().await;
     println!("open again after {:?}", began.elapsed());
     assert_eq!(pipeline.image_of_lane().await, before);
-    let [report] = &pipeline.reports().await[..] else { panic!("one report") };
+    let report = &pipeline.report().await;
     assert_eq!((report.why.as_str(), report.outcome), ("run", Outcome::Opened));
     pipeline.shop(seed + 100, 30).await;
     pipeline.until_recorded().await;
@@ -284,7 +292,7 @@ async fn an_old_copy_is_not_sold_from_but_rebuilt_with_what_kafka_has() {
     let recovering = pipeline.recovering();
     pipeline.until_sold_from().await;
     assert_eq!(pipeline.image_of_lane().await, before);
-    let [report] = &pipeline.reports().await[..] else { panic!("one report") };
+    let report = &pipeline.report().await;
     assert_eq!((report.why.as_str(), report.outcome), ("behind", Outcome::Rebuilt));
     assert!(report.seq_before < report.seq, "{report:?}");
     recovering.stop().await;
@@ -328,7 +336,7 @@ async fn orders_that_only_redis_had_are_listed_by_whoever_answered_them() {
     let frozen = pipeline.lanes.marks(&pipeline.lane).await;
     assert!(matches!(frozen, Err(LaneError::Frozen(_))), "{frozen:?}");
     pipeline.until_sold_from().await;
-    let [report] = &pipeline.reports().await[..] else { panic!("one report") };
+    let report = &pipeline.report().await;
     assert_eq!((report.outcome, report.seq, report.lost_max), (Outcome::Rebuilt, Some(21), 5));
     let mut expected: Vec<_> = lost.iter().map(|order| order.id.to_string()).collect();
     let mut listed = report.lost_orders.clone();
@@ -442,8 +450,7 @@ async fn a_lane_that_is_in_doubt_stays_frozen_until_an_operator_gives_up_what_it
     pipeline.forget_lane().await;
 
     let recovering = pipeline.recovering();
-    until("it is reported", || async { !pipeline.reports().await.is_empty() }).await;
-    let [report] = &pipeline.reports().await[..] else { panic!("one report") };
+    let report = &pipeline.report().await;
     assert_eq!((report.outcome, report.seq), (Outcome::InDoubt, None), "{report:?}");
     assert!(report.detail.contains("2 records are parked, since event 22 is missing"));
     let refused = pipeline.lanes.marks(&pipeline.lane).await;
