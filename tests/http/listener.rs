@@ -240,7 +240,7 @@ async fn one_connection_too_many_is_closed_at_once_and_its_place_is_free_again()
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_cut_off() {
-    let stack = Stack::with("unread", |config| config.http.write_timeout_ms = 1_000).await;
+    let stack = Stack::with("unread", |config| config.http.write_timeout_ms = 3_000).await;
     let mut connection = connect(&stack).await;
     let asked = "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(500);
     connection.write_all(asked.as_bytes()).await.unwrap();
