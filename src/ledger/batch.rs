@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use futures_util::future::join;
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
@@ -120,11 +121,17 @@ impl Ledger {
 }
 
 async fn write(connection: &mut PgConnection, batch: &Batch) -> Result<Applied, ApplyError> {
-    move_marks(connection, &batch.moves).await?;
+    // Columns are made while the database works on the statement before: it is polled first, and so
+    // on its way.
+    let marks = move_marks(connection, &batch.moves);
+    let (moved, orders) = join(marks, async { Orders::of(&batch.events) }).await;
+    moved?;
     let mut rows = 0;
     if !batch.events.is_empty() {
-        rows += upsert_orders(connection, &batch.events).await?;
-        rows += append_ledger(connection, &batch.events).await?;
+        let recorded = record_orders(connection, &orders);
+        let (recorded, ledger) = join(recorded, async { LedgerColumns::of(&batch.events) }).await;
+        rows += recorded?;
+        rows += append_ledger(connection, &ledger).await?;
         rows += insert_adjustments(connection, &batch.events).await?;
         rows += insert_refunds(connection, &batch.events).await?;
         rows += insert_returns(connection, &batch.events).await?;
@@ -184,35 +191,88 @@ async fn move_marks(connection: &mut PgConnection, moves: &[LaneMove]) -> Result
     if done.rows_affected() == moves.len() as u64 { Ok(()) } else { Err(ApplyError::MarkMoved) }
 }
 
-/// Only the last state of each order in the batch, sorted by id; never backwards.
-async fn upsert_orders(connection: &mut PgConnection, events: &[Event]) -> Result<u64, ApplyError> {
-    let mut last: BTreeMap<String, &Order> = BTreeMap::new();
-    for event in events {
-        if let Body::Order(step) = &event.body {
-            last.insert(step.order.id.to_string(), &step.order);
-        }
+/// Orders as the batch leaves them, a column each.
+#[derive(Default)]
+struct OrderColumns<'a> {
+    id: Vec<String>,
+    sale: Vec<&'a str>,
+    lane: Vec<i16>,
+    buyer: Vec<Option<&'a str>>,
+    status: Vec<&'static str>,
+    lines: Vec<String>,
+    payment: Vec<Option<&'a str>>,
+    created: Vec<DateTime<Utc>>,
+    expires: Vec<DateTime<Utc>>,
+    confirmed: Vec<Option<DateTime<Utc>>>,
+    seq: Vec<i64>,
+    returned: Vec<String>,
+    reacquired: Vec<bool>,
+    hold: Vec<Option<i32>>,
+    asked: Vec<String>,
+}
+
+impl<'a> OrderColumns<'a> {
+    fn push(&mut self, id: String, order: &'a Order) {
+        self.id.push(id);
+        self.sale.push(order.lane().sale.as_str());
+        self.lane.push(order.lane().lane.into());
+        self.buyer.push(order.buyer_id.as_ref().map(AsRef::as_ref));
+        self.status.push(order.status.as_str());
+        self.lines.push(json(&order.lines));
+        self.payment.push(order.payment_id.as_ref().map(AsRef::as_ref));
+        self.created.push(datetime(order.created_at));
+        self.expires.push(datetime(order.expires_at));
+        self.confirmed.push(order.confirmed_at.map(datetime));
+        self.seq.push(bigint(order.seq));
+        self.returned.push(json(&order.returned));
+        self.reacquired.push(order.reacquired);
+        self.hold.push(order.hold_seconds.map(seconds));
+        self.asked.push(json(&order.asked));
     }
-    if last.is_empty() {
+}
+
+/// The orders of a batch: only the last state of each, sorted by id.
+#[derive(Default)]
+struct Orders<'a> {
+    /// Those that begin in this batch.
+    new: OrderColumns<'a>,
+    known: OrderColumns<'a>,
+}
+
+impl<'a> Orders<'a> {
+    fn of(events: &'a [Event]) -> Self {
+        let mut last: BTreeMap<String, (bool, &Order)> = BTreeMap::new();
+        for event in events {
+            let Body::Order(OrderStep { order, from, .. }) = &event.body else { continue };
+            let (_, seen) =
+                last.entry(order.id.to_string()).or_insert_with(|| (from.is_none(), order));
+            *seen = order;
+        }
+        let mut orders = Self::default();
+        for (id, (is_new, order)) in last {
+            let columns = if is_new { &mut orders.new } else { &mut orders.known };
+            columns.push(id, order);
+        }
+        orders
+    }
+}
+
+async fn record_orders(
+    connection: &mut PgConnection,
+    orders: &Orders<'_>,
+) -> Result<u64, ApplyError> {
+    let inserted = insert_orders(connection, &orders.new).await?;
+    Ok(inserted + update_orders(connection, &orders.known).await?)
+}
+
+/// By a plain insert: an upsert costs the database a fifth more, and an order does not begin twice.
+async fn insert_orders(
+    connection: &mut PgConnection,
+    orders: &OrderColumns<'_>,
+) -> Result<u64, ApplyError> {
+    if orders.id.is_empty() {
         return Ok(0);
     }
-    let (ids, orders): (Vec<String>, Vec<&Order>) = last.into_iter().unzip();
-    let sales: Vec<&str> = orders.iter().map(|o| o.lane().sale.as_str()).collect();
-    let lanes: Vec<i16> = orders.iter().map(|o| o.lane().lane.into()).collect();
-    let buyers: Vec<Option<&str>> =
-        orders.iter().map(|o| o.buyer_id.as_ref().map(AsRef::as_ref)).collect();
-    let statuses: Vec<&str> = orders.iter().map(|o| o.status.as_str()).collect();
-    let lines: Vec<String> = orders.iter().map(|o| json(&o.lines)).collect();
-    let payments: Vec<Option<&str>> =
-        orders.iter().map(|o| o.payment_id.as_ref().map(AsRef::as_ref)).collect();
-    let created: Vec<DateTime<Utc>> = orders.iter().map(|o| datetime(o.created_at)).collect();
-    let expires: Vec<DateTime<Utc>> = orders.iter().map(|o| datetime(o.expires_at)).collect();
-    let confirmed: Vec<Option<DateTime<Utc>>> =
-        orders.iter().map(|o| o.confirmed_at.map(datetime)).collect();
-    let seqs: Vec<i64> = orders.iter().map(|o| bigint(o.seq)).collect();
-    let returned: Vec<String> = orders.iter().map(|o| json(&o.returned)).collect();
-    let reacquired: Vec<bool> = orders.iter().map(|o| o.reacquired).collect();
-    let holds: Vec<Option<i32>> = orders.iter().map(|o| o.hold_seconds.map(seconds)).collect();
-    let asked: Vec<String> = orders.iter().map(|o| json(&o.asked)).collect();
     let done = sqlx::query!(
         "INSERT INTO orders (id, sale_id, lane, buyer_id, status, lines, payment_id,
            created_at, expires_at, confirmed_at, seq, returned, reacquired, hold_seconds, asked)
@@ -223,32 +283,65 @@ async fn upsert_orders(connection: &mut PgConnection, events: &[Event]) -> Resul
            $7::text[], $8::timestamptz[], $9::timestamptz[], $10::timestamptz[], $11::bigint[],
            $12::text[], $13::boolean[], $14::integer[], $15::text[])
            AS seen (id, sale_id, lane, buyer_id, status, lines, payment_id,
-             created_at, expires_at, confirmed_at, seq, returned, reacquired, hold_seconds, asked)
-         ON CONFLICT (id) DO UPDATE SET status = excluded.status, lines = excluded.lines,
-           payment_id = excluded.payment_id, expires_at = excluded.expires_at,
-           confirmed_at = excluded.confirmed_at, seq = excluded.seq,
-           returned = excluded.returned, reacquired = excluded.reacquired,
-           hold_seconds = excluded.hold_seconds, asked = excluded.asked
-         WHERE orders.seq < excluded.seq",
-        &ids,
-        &sales as _,
-        &lanes,
-        &buyers as _,
-        &statuses as _,
-        &lines,
-        &payments as _,
-        &created,
-        &expires,
-        &confirmed as _,
-        &seqs,
-        &returned,
-        &reacquired,
-        &holds as _,
-        &asked
+             created_at, expires_at, confirmed_at, seq, returned, reacquired, hold_seconds, asked)",
+        &orders.id,
+        &orders.sale as _,
+        &orders.lane,
+        &orders.buyer as _,
+        &orders.status as _,
+        &orders.lines,
+        &orders.payment as _,
+        &orders.created,
+        &orders.expires,
+        &orders.confirmed as _,
+        &orders.seq,
+        &orders.returned,
+        &orders.reacquired,
+        &orders.hold as _,
+        &orders.asked
     )
     .execute(connection)
     .await?;
     Ok(done.rows_affected())
+}
+
+/// What became of orders that began in an earlier batch; never backwards.
+async fn update_orders(
+    connection: &mut PgConnection,
+    orders: &OrderColumns<'_>,
+) -> Result<u64, ApplyError> {
+    if orders.id.is_empty() {
+        return Ok(0);
+    }
+    let done = sqlx::query!(
+        "UPDATE orders o SET status = seen.status, lines = seen.lines::jsonb,
+           payment_id = seen.payment_id, expires_at = seen.expires_at,
+           confirmed_at = seen.confirmed_at, seq = seen.seq, returned = seen.returned::jsonb,
+           reacquired = seen.reacquired, hold_seconds = seen.hold_seconds,
+           asked = seen.asked::jsonb
+         FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[],
+           $6::timestamptz[], $7::bigint[], $8::text[], $9::boolean[], $10::integer[], $11::text[])
+           AS seen (id, status, lines, payment_id, expires_at, confirmed_at, seq, returned,
+             reacquired, hold_seconds, asked)
+         WHERE o.id = seen.id AND o.seq < seen.seq",
+        &orders.id,
+        &orders.status as _,
+        &orders.lines,
+        &orders.payment as _,
+        &orders.expires,
+        &orders.confirmed as _,
+        &orders.seq,
+        &orders.returned,
+        &orders.reacquired,
+        &orders.hold as _,
+        &orders.asked
+    )
+    .execute(connection)
+    .await?;
+    if done.rows_affected() == orders.id.len() as u64 {
+        return Ok(done.rows_affected());
+    }
+    Err(ApplyError::Unfit("an event goes on with an order that never began".to_owned()))
 }
 
 /// A definition's holds are far below what the database's integer can count; an event's is whatever
@@ -284,6 +377,14 @@ struct LedgerColumns<'a> {
 }
 
 impl<'a> LedgerColumns<'a> {
+    fn of(events: &'a [Event]) -> Self {
+        let mut rows = Self::default();
+        for event in events {
+            rows.push(event);
+        }
+        rows
+    }
+
     /// One row a change, or one without SKU where nothing moved: every event has a line 0.
     fn push(&mut self, event: &'a Event) {
         let changes = event.body.changes();
@@ -346,11 +447,10 @@ fn trace_id(traceparent: &str) -> Option<&str> {
     (id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())).then_some(id)
 }
 
-async fn append_ledger(connection: &mut PgConnection, events: &[Event]) -> Result<u64, ApplyError> {
-    let mut rows = LedgerColumns::default();
-    for event in events {
-        rows.push(event);
-    }
+async fn append_ledger(
+    connection: &mut PgConnection,
+    rows: &LedgerColumns<'_>,
+) -> Result<u64, ApplyError> {
     let done = sqlx::query!(
         "INSERT INTO ledger (sale_id, lane, epoch, seq, line, event, order_id, adjustment_id,
            cause, reason, actor, trace_id, sku, available, held, sold, at)

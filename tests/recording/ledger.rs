@@ -4,15 +4,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{actor, definition, pool, unique, until};
+use crate::support::{Lane, actor, definition, pool, unique, until};
 use futures_util::future::join_all;
 use holdfast::config;
 use holdfast::domain::event::{Body, Event};
 use holdfast::domain::ids::LaneId;
 use holdfast::domain::names::{KeyName, SaleId};
+use holdfast::domain::order::Status;
 use holdfast::domain::stock::{Counters, Units};
 use holdfast::ledger::catalog::CatalogMetrics;
-use holdfast::ledger::{Batch, Catalog, LaneMove, Ledger, LedgerError, OrderFilter, Scope};
+use holdfast::ledger::{
+    Applied, ApplyError, Batch, Catalog, LaneMove, Ledger, LedgerError, OrderFilter, Scope,
+};
 use sqlx::Row as _;
 
 async fn ledger(name: &str) -> (Ledger, config::Database) {
@@ -131,7 +134,47 @@ async fn the_ledger_is_append_only() {
         assert!(error.contains("append-only"), "{error}");
     }
     let again = stack.ledger.apply(&batch).await.unwrap_err();
-    assert!(matches!(again, holdfast::ledger::ApplyError::MarkMoved), "{again}");
+    assert!(matches!(again, ApplyError::MarkMoved), "{again}");
+}
+
+/// Writes what happened next in a lane of which `expected` events are recorded.
+async fn apply(ledger: &Ledger, expected: u64, events: Vec<Event>) -> Result<Applied, ApplyError> {
+    let moved = LaneMove {
+        lane: events[0].lane.clone(),
+        epoch: 1,
+        expected,
+        recorded: events.len() as u64 + expected,
+        seal: None,
+    };
+    ledger.apply(&Batch { moves: vec![moved], events, ..Batch::default() }).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_begins_once_and_goes_on_only_where_it_began() {
+    let stack = crate::support::Stack::new("begins").await;
+    let mut lane = stack.lane("s", 0).await;
+    let (defined, known) = (lane.defined(3), lane.held("known"));
+    // Begun and gone on with in one batch, and in a later one.
+    let begun = lane.held("begun");
+    let first = vec![defined, known.clone(), begun.clone(), lane.then(&begun, Status::Confirmed)];
+    apply(&stack.ledger, 0, first).await.unwrap();
+    let next = vec![lane.held("new"), lane.then(&known, Status::Cancelled)];
+    let applied = apply(&stack.ledger, 4, next).await.unwrap();
+    assert_eq!(applied.rows, 4, "a row of each order, and of each event");
+    stack.check_books().await;
+
+    let again = lane.held("known");
+    lane.seq -= 1;
+    let mut copy =
+        Lane { id: lane.id.clone(), partition: 0, epoch: 1, seq: 5, secret: lane.secret.clone() };
+    let never = copy.held("never");
+    let never = copy.then(&never, Status::Expired);
+    let never = Event { seq: again.seq, ..never };
+    for event in [again, never] {
+        let refused = apply(&stack.ledger, 6, vec![event]).await.unwrap_err();
+        assert!(matches!(refused, ApplyError::Unfit(_)), "{refused}");
+    }
+    stack.check_books().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,16 +190,7 @@ async fn an_adjustment_is_undone_once_and_shows_by_what() {
     ];
     let Body::Adjusted(count) = &mut story[2].body else { unreachable!("it is an adjustment") };
     count.set_total = Some(35);
-    let apply = async |expected: u64, events: Vec<Event>| {
-        let moved = LaneMove {
-            lane: events[0].lane.clone(),
-            epoch: 1,
-            expected,
-            recorded: events.len() as u64 + expected,
-            seal: None,
-        };
-        stack.ledger.apply(&Batch { moves: vec![moved], events, ..Batch::default() }).await
-    };
+    let apply = async |expected, events| apply(&stack.ledger, expected, events).await;
     apply(0, story).await.unwrap();
     let found = async |key: &str| {
         stack.ledger.adjustment(&lane.adjustment_id(key)).await.unwrap().expect("it is recorded")
@@ -177,7 +211,7 @@ async fn an_adjustment_is_undone_once_and_shows_by_what() {
     let unknown = lane.undone("w", now, -5, "never");
     for event in [again, unknown] {
         let refused = apply(4, vec![event]).await.unwrap_err();
-        assert!(matches!(refused, holdfast::ledger::ApplyError::Unfit(_)), "{refused}");
+        assert!(matches!(refused, ApplyError::Unfit(_)), "{refused}");
     }
 }
 
