@@ -5,10 +5,13 @@
 --           they are answered. wrk corrects its latencies for those that were sent too late.
 -- REPLAYS   N: a tenth of the requests places again one of the orders of buyers replay-1 to
 --           replay-N, whose key is the buyer's name.
+-- LEVEL     replicated, logged or recorded: how far an order must have got before it is answered.
 local headers = {
   ['Authorization'] = 'Bearer ' .. os.getenv('HOLDFAST_ORDERS_KEY'),
   ['Content-Type'] = 'application/json',
 }
+local level = os.getenv('LEVEL') or 'memory'
+if level ~= 'memory' then headers['Prefer'] = 'durability=' .. level end
 local before = '{"sale_id":"' .. os.getenv('SALE') .. '","buyer_id":"'
 local after = '","lines":[{"sku":"sku","quantity":1}]}'
 local rate = tonumber(os.getenv('RATE') or '')

@@ -3,12 +3,16 @@
 //! load, with one thread; everything shares the machine.
 
 mod bare;
+mod durability;
 mod endurance;
 mod machine;
 mod report;
 mod rows;
 mod service;
 mod wrk;
+
+#[path = "../../tests/support/redis_server.rs"]
+mod redis_server;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,6 +21,7 @@ use std::process::Command;
 use anyhow::Result;
 use clap::Parser;
 
+use self::durability::Pair;
 use self::report::Verdict;
 use self::rows::{Bare, Bench, Effort};
 use self::service::{Deployment, Process, free_port, until};
@@ -88,6 +93,13 @@ async fn main() -> Result<()> {
     if wanted(&[14, 15]) {
         rows.extend(bench.weight().await?);
     }
+    if wanted(&[16, 17, 18]) {
+        let pair = Pair::start().await?;
+        let deployment = Deployment::on(&pair.primary.url(), 1).await?;
+        let bench = Bench { deployment: &deployment, bare: &bare, effort };
+        rows.extend(bench.durability(|number| wanted(&[number])).await?);
+        deployment.drop_schema().await?;
+    }
     let curves = if arguments.rows.is_empty() { bench.curves().await? } else { Vec::new() };
     drop(process);
     if wanted(&[4]) {
@@ -114,7 +126,7 @@ async fn answer_bytes(deployment: &Deployment) -> Result<(usize, usize)> {
     let (sold_out, refusal) = service.place(&sale, "1762819200-1-100001").await?;
     anyhow::ensure!((held, sold_out) == (201, 409), "{held} and {sold_out}");
     deployment.forget(&sale).await?;
-    Ok((order, refusal))
+    Ok((order.len(), refusal.len()))
 }
 
 /// Starts the bare server so that it answers so many bytes.

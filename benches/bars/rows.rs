@@ -91,6 +91,7 @@ impl Bench<'_> {
             duration: Duration::from_secs(self.effort.seconds),
             rate: None,
             replays: 0,
+            level: "memory",
         }
     }
 

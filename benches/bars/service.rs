@@ -42,10 +42,16 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> Result<bool>)
 
 impl Deployment {
     pub async fn new() -> Result<Self> {
-        let (redis_url, database_url) = (variable("REDIS_URL")?, variable("DATABASE_URL")?);
+        Self::on(&variable("REDIS_URL")?, 0).await
+    }
+
+    /// On another Redis than the rest, which has so many replicas.
+    pub async fn on(redis_url: &str, replicas: u32) -> Result<Self> {
+        let database_url = variable("DATABASE_URL")?;
         let schema = format!("bench_{:016x}", rand::random::<u64>());
         let settings = [
-            ("HOLDFAST_REDIS__URL", redis_url.as_str()),
+            ("HOLDFAST_REDIS__URL", redis_url),
+            ("HOLDFAST_REDIS__REPLICAS", &replicas.to_string()),
             ("HOLDFAST_DATABASE__URL", &database_url),
             ("HOLDFAST_DATABASE__SCHEMA", &schema),
             ("HOLDFAST_KAFKA__BROKERS", &variable("KAFKA_BROKERS")?),
@@ -57,7 +63,7 @@ impl Deployment {
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         // The machine is as busy as it gets: what is asked meanwhile may wait.
         let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
-        let client = redis::Client::open(redis_url.as_str())?;
+        let client = redis::Client::open(redis_url)?;
         let connecting = client.get_multiplexed_async_connection_with_config(&patient);
         let mut redis = connecting.await.context("Redis")?;
         let info: redis::InfoDict = redis::cmd("INFO").query_async(&mut redis).await?;
@@ -210,18 +216,24 @@ impl Service<'_> {
         Ok((units("available")?, units("held")?))
     }
 
-    /// Places one order; its answer's status and size in bytes.
-    pub async fn place(&self, sale: &str, buyer: &str) -> Result<(u16, usize)> {
+    /// Places one order; its answer's status and body.
+    pub async fn place(&self, sale: &str, buyer: &str) -> Result<(u16, String)> {
+        self.place_at(sale, buyer, "memory").await
+    }
+
+    /// ... answered once it has got so far.
+    pub async fn place_at(&self, sale: &str, buyer: &str, level: &str) -> Result<(u16, String)> {
         let lines = json!([{"sku": "sku", "quantity": 1}]);
         let answer = self
             .client
             .post(format!("{}/v1/orders", self.url))
             .bearer_auth(&self.deployment.orders_key)
             .header("Idempotency-Key", buyer)
+            .header("Prefer", format!("durability={level}"))
             .json(&json!({"sale_id": sale, "buyer_id": buyer, "lines": lines}))
             .send()
             .await?;
-        Ok((answer.status().as_u16(), answer.bytes().await?.len()))
+        Ok((answer.status().as_u16(), answer.text().await?))
     }
 
     pub async fn marks(&self, sale: &str) -> Result<Marks> {

@@ -19,6 +19,8 @@ pub struct Load<'a> {
     pub rate: Option<f64>,
     /// A tenth of the requests places again one of so many orders; see the script.
     pub replays: usize,
+    /// How far an order must have got before it is answered.
+    pub level: &'a str,
 }
 
 /// What wrk counted; times in seconds, corrected for requests that were not sent because the
@@ -48,7 +50,8 @@ impl Load<'_> {
             .env("HOLDFAST_ORDERS_KEY", self.key)
             .env("SALE", self.sale)
             .env("RATE", self.rate.map(|rate| rate.to_string()).unwrap_or_default())
-            .env("REPLAYS", self.replays.to_string());
+            .env("REPLAYS", self.replays.to_string())
+            .env("LEVEL", self.level);
         let output = tokio::task::spawn_blocking(move || wrk.output()).await?;
         let output = output.context("wrk, of Debian's package of that name")?;
         let said = String::from_utf8_lossy(&output.stdout);
