@@ -14,7 +14,7 @@ use holdfast::domain::time::Timestamp;
 use holdfast::ledger::{Batch, LaneMove, Ledger};
 
 const STOCK: i64 = 1_000_000_000;
-const SIZES: [u64; 3] = [500, 1_000, 2_000];
+const SIZES: [u64; 6] = [100, 500, 1_000, 2_000, 5_000, 10_000];
 
 /// A lane that makes events faster than they can be written.
 struct Lane {

@@ -24,7 +24,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::PgPool;
+use sqlx::{Connection as _, PgPool};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -49,6 +49,8 @@ pub use witnesses::{Asked, Testimonies};
 /// Longest that an open transaction may sit idle before the database ends it: a definition that
 /// waits for a lane which never answers must not hold its lock for ever.
 const IDLE_IN_TRANSACTION_MAX: &str = "60s";
+/// A connection that rested for longer is asked whether it still answers before it is used.
+const FRESH: Duration = Duration::from_secs(1);
 /// A schema name is put into SQL and connection options, so it is kept to what needs no escape.
 const SCHEMA_CHARS_MAX: usize = 63;
 /// Of a call's statements, how many may run into their time-out before the call is given up.
@@ -156,6 +158,17 @@ impl Ledger {
         let pool = PgPoolOptions::new()
             .max_connections(config.connections_max)
             .acquire_timeout(millis(config.acquire_timeout_ms))
+            // One that has just been given back has answered then; to ask it each time is a round trip
+            // more in every call.
+            .test_before_acquire(false)
+            .before_acquire(|connection, idle| {
+                Box::pin(async move {
+                    if idle.idle_for > FRESH {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_lazy_with(options.clone());
         let quarter = || Arc::new(Semaphore::new((config.connections_max / 4).max(1) as usize));
         Ok(Self {
