@@ -776,9 +776,7 @@ async fn search(
 
 /// Whether a record that was acknowledged at this offset is gone, or was read by the group.
 fn is_passed(extent: Extent, offset: i64) -> bool {
-    extent.end <= offset
-        || extent.first > offset
-        || extent.committed.is_some_and(|committed| committed > offset)
+    extent.end <= offset || extent.first > offset || extent.read.is_some_and(|read| read > offset)
 }
 
 /// The outcome of what is under way, if anything is.

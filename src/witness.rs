@@ -82,8 +82,15 @@ impl Witness {
         self.in_time(self.ledger.heartbeat(&self.name, &self.roles)).await
     }
 
-    /// Says that this process ends: nobody waits for its signs to stay away.
+    /// Says that this process ends, so that nobody waits for its signs to stay away; before that, what
+    /// it has seen of lanes of which Kafka may not have all.
     pub async fn leave(&self) -> Result<(), LedgerError> {
+        for lane in self.lanes.unsettled() {
+            let testimony = self.lanes.testimony(&lane);
+            let (seq, orders) = (testimony.seq, testimony.orders.len());
+            self.in_time(self.ledger.leave_testimony(&self.name, &lane, &testimony)).await?;
+            tracing::info!(%lane, epoch = testimony.epoch, seq, orders, "left what was seen of it");
+        }
         self.in_time(self.ledger.leave(&self.name)).await
     }
 

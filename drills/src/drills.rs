@@ -310,6 +310,21 @@ pub const DRILLS: &[Drill] = &[
         expected: ECHOES,
         run: |scene| Box::pin(relay_sleeps(scene)),
     },
+    Drill {
+        name: "reconciler-sleeps",
+        about: "a reconciler is stopped (SIGSTOP) in the middle of a rebuild, another finishes it",
+        short: false,
+        layout: Layout {
+            services: &[
+                ("one", "api,relay,writer,sweeper"),
+                ("two", "api"),
+                ("sleeper", "reconciler"),
+            ],
+            ..LAYOUT
+        },
+        expected: REPORTED,
+        run: |scene| Box::pin(reconciler_sleeps(scene)),
+    },
 ];
 
 /// Two instances that see different things, and a relay that can be taken from them.
@@ -849,6 +864,31 @@ async fn relay_sleeps(scene: &Scene<'_>) -> anyhow::Result<()> {
         scene.bit("rebuilds that the relay slept through", 1.0);
     }
     Ok(())
+}
+
+/// A reconciler that is stopped in the middle of a rebuild, which another finishes.
+async fn reconciler_sleeps(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let sleeper = scene.service("sleeper");
+    let epoch = async || -> anyhow::Result<i64> {
+        let epoch = sqlx::query_scalar("SELECT epoch FROM lanes WHERE sale_id = $1");
+        Ok(epoch.bind(&scene.sale).fetch_one(&scene.database).await?)
+    };
+    let (began, before) = (scene.fault(), epoch().await?);
+    let reports_before = reports(scene).await?.len();
+    scene.redis.kill();
+    std::fs::remove_dir_all(scene.redis.dir().join(AOF))?;
+    scene.redis.start_again().await?;
+    eventually("a rebuild has begun", async || epoch().await.is_ok_and(|now| now > before)).await?;
+    sleeper.freeze()?;
+    if reports(scene).await?.len() > reports_before {
+        bail!("the rebuild was over before it could be stopped");
+    }
+    let other = scene.another("other", "reconciler").await?;
+    reopened(scene, reports_before).await?;
+    scene.bit("rebuilds that another finished", 1.0);
+    sleeper.thaw()?;
+    scene.mended(began).await?;
+    other.terminate().await
 }
 
 /// Kafka's records are deleted before the writer has read them; the relay that comes next sends them again.

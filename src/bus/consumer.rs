@@ -127,6 +127,15 @@ impl ConsumerContext for Context {
     }
 }
 
+/// How far a group is with a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Where whoever comes next begins to read: some records from here on are not dealt with.
+    pub from: i64,
+    /// Up to where it was read all the same. Kafka keeps it as what goes with the offset.
+    pub read: i64,
+}
+
 /// A member of the group; clones are the same member.
 #[derive(Clone)]
 pub struct Consumer {
@@ -268,32 +277,32 @@ impl Consumer {
         Ok(lags.values().map(|lag| lag.unsigned_abs()).sum())
     }
 
-    /// Commits, per partition, the offset to read next; answered in the background.
-    pub fn commit(&self, next: &BTreeMap<i32, i64>) -> Result<(), BusError> {
-        self.commit_with(next, CommitMode::Async)
+    /// Commits how far each partition is dealt with; answered in the background.
+    pub fn commit(&self, places: &BTreeMap<i32, Place>) -> Result<(), BusError> {
+        self.commit_with(places, CommitMode::Async)
     }
 
     /// The same, answered: at the end of a session.
-    pub async fn commit_now(self, next: BTreeMap<i32, i64>) -> Result<(), BusError> {
+    pub async fn commit_now(self, places: BTreeMap<i32, Place>) -> Result<(), BusError> {
         let committed =
-            tokio::task::spawn_blocking(move || self.commit_with(&next, CommitMode::Sync)).await;
+            tokio::task::spawn_blocking(move || self.commit_with(&places, CommitMode::Sync)).await;
         committed.map_err(|_| BusError::Unavailable(KafkaError::Canceled))?
     }
 
-    fn commit_with(&self, next: &BTreeMap<i32, i64>, mode: CommitMode) -> Result<(), BusError> {
-        if next.is_empty() {
+    fn commit_with(&self, places: &BTreeMap<i32, Place>, mode: CommitMode) -> Result<(), BusError> {
+        if places.is_empty() {
             return Ok(());
         }
-        let mut offsets = TopicPartitionList::with_capacity(next.len());
-        for (&partition, &offset) in next {
-            offsets
-                .add_partition_offset(&self.topic, partition, Offset::Offset(offset))
-                .map_err(BusError::Broken)?;
+        let mut offsets = TopicPartitionList::with_capacity(places.len());
+        for (&partition, &Place { from, read }) in places {
+            let mut element = offsets.add_partition(&self.topic, partition);
+            element.set_offset(Offset::Offset(from)).map_err(BusError::Broken)?;
+            element.set_metadata(read.to_string());
         }
         self.inner.commit(&offsets, mode).map_err(classify)
     }
 
-    /// Goes on reading a partition from this offset, and not before [`Consumer::resume`].
+    /// Goes on reading a partition at this offset, and not before [`Consumer::resume`].
     pub fn pause_at(&self, partition: i32, offset: i64) -> Result<(), BusError> {
         self.inner.pause(&self.one(partition)).map_err(classify)?;
         self.inner

@@ -107,8 +107,9 @@ pub struct Extent {
     pub first: i64,
     /// Offset that the next one gets.
     pub end: i64,
-    /// Offset that a group reads next, if it ever said so.
-    pub committed: Option<i64>,
+    /// Up to where a group has read, if it ever said so. What it has left on the way lies before that:
+    /// see [`super::consumer::Place`].
+    pub read: Option<i64>,
 }
 
 /// Asks what partitions hold and how far a group has got with each, by a client of its own: for rare
@@ -137,11 +138,11 @@ pub async fn extents(
             let watermarks = consumer.fetch_watermarks(&topic, partition, REQUEST_TIMEOUT);
             let (first, end) = watermarks.map_err(classify)?;
             let committed = committed.find_partition(&topic, partition);
-            let committed = committed.and_then(|element| match element.offset() {
-                Offset::Offset(offset) => Some(offset),
+            let read = committed.and_then(|element| match element.offset() {
+                Offset::Offset(offset) => Some(element.metadata().parse().unwrap_or(offset)),
                 _ => None,
             });
-            extents.insert(partition, Extent { first, end, committed });
+            extents.insert(partition, Extent { first, end, read });
         }
         Ok(extents)
     });

@@ -51,21 +51,7 @@ impl Ledger {
         &self,
         lanes: &[LaneId],
     ) -> Result<HashMap<LaneId, u64>, LedgerError> {
-        let (sales, numbers) = columns(lanes);
-        let rows = sqlx::query!(
-            "SELECT l.sale_id, l.lane, l.recorded
-             FROM lanes l JOIN UNNEST($1::text[], $2::smallint[]) AS asked (sale_id, lane)
-             ON l.sale_id = asked.sale_id AND l.lane = asked.lane",
-            &sales as _,
-            &numbers
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok((lane_id(&row.sale_id, row.lane)?, number("recorded mark", row.recorded)?))
-            })
-            .collect()
+        self.recorded_of(lanes, true).await
     }
 
     /// How far lanes are recorded, of those that wait for no dead letter: what they lack next, Kafka
@@ -74,17 +60,26 @@ impl Ledger {
         &self,
         lanes: &[LaneId],
     ) -> Result<HashMap<LaneId, u64>, LedgerError> {
+        self.recorded_of(lanes, false).await
+    }
+
+    async fn recorded_of(
+        &self,
+        lanes: &[LaneId],
+        blocked_too: bool,
+    ) -> Result<HashMap<LaneId, u64>, LedgerError> {
         let (sales, numbers) = columns(lanes);
         let rows = sqlx::query!(
             "SELECT l.sale_id, l.lane, l.recorded
              FROM lanes l JOIN UNNEST($1::text[], $2::smallint[]) AS asked (sale_id, lane)
              ON l.sale_id = asked.sale_id AND l.lane = asked.lane
-             WHERE NOT EXISTS (
+             WHERE $3 OR NOT EXISTS (
                SELECT FROM dead_letters d WHERE d.sale_id = l.sale_id AND d.lane = l.lane
-                 AND d.epoch = l.epoch AND d.seq = l.recorded + 1 AND d.status = 'open'
+                 AND d.epoch = l.sealed_epoch AND d.seq = l.recorded + 1 AND d.status = 'open'
              )",
             &sales as _,
-            &numbers
+            &numbers,
+            blocked_too
         )
         .fetch_all(&self.pool)
         .await?;

@@ -60,6 +60,10 @@ impl Row {
     }
 }
 
+fn order_columns(testimony: &Testimony) -> (Vec<i64>, Vec<String>) {
+    testimony.orders.iter().map(|(seq, key)| (bigint(*seq), key.encode())).unzip()
+}
+
 impl Ledger {
     /// Says that an instance is there: at its start, and again and again.
     pub async fn heartbeat(&self, instance: &str, roles: &[&str]) -> Result<(), LedgerError> {
@@ -72,6 +76,75 @@ impl Ledger {
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+
+    /// Leaves what an instance that ends has seen of a lane, for whoever recovers that later. Nobody
+    /// asked for it: that is what answering as it is asked shows.
+    pub async fn leave_testimony(
+        &self,
+        instance: &str,
+        lane: &LaneId,
+        testimony: &Testimony,
+    ) -> Result<(), LedgerError> {
+        let (seqs, keys) = order_columns(testimony);
+        sqlx::query!(
+            "INSERT INTO testimonies (request, instance, sale_id, lane, asked_at, answered_at, epoch,
+               seq, logged, unlisted, order_seqs, order_keys)
+             VALUES ($1, $2, $3, $4, now(), now(), $5, $6, $7, $8, $9, $10)",
+            rand::random::<i64>(),
+            instance,
+            lane.sale.as_str(),
+            i16::from(lane.lane),
+            i64::from(testimony.epoch),
+            bigint(testimony.seq),
+            bigint(testimony.logged),
+            bigint(testimony.unlisted),
+            &seqs,
+            &keys as _
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// The epoch under which a lane was last open, as far as the database knows: of its last event, or
+    /// of the last report that opened it.
+    pub async fn opened_epoch(&self, lane: &LaneId) -> Result<u32, LedgerError> {
+        let epoch = sqlx::query_scalar!(
+            r#"SELECT greatest(1, (
+                 SELECT max(g.epoch) FROM lanes l JOIN ledger g ON g.sale_id = l.sale_id
+                   AND g.lane = l.lane AND g.seq = l.recorded
+                 WHERE l.sale_id = $1 AND l.lane = $2
+               ), (
+                 SELECT max(epoch) FROM rebuilds
+                 WHERE sale_id = $1 AND lane = $2 AND outcome IN ('opened', 'rebuilt')
+               )) AS "epoch!""#,
+            lane.sale.as_str(),
+            i16::from(lane.lane)
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        number("epoch", epoch)
+    }
+
+    /// All that was ever testified of a lane from this epoch on, whoever asked.
+    pub async fn testified(
+        &self,
+        lane: &LaneId,
+        epoch: u32,
+    ) -> Result<Vec<Testimony>, LedgerError> {
+        let rows = sqlx::query_as!(
+            Row,
+            r#"SELECT instance, epoch, seq, logged, unlisted, order_seqs, order_keys,
+                 false AS "is_alive!"
+             FROM testimonies WHERE sale_id = $1 AND lane = $2 AND epoch >= $3"#,
+            lane.sale.as_str(),
+            i16::from(lane.lane),
+            i64::from(epoch)
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().filter_map(|row| row.testimony().transpose()).collect()
     }
 
     /// An instance that ends in order need not be waited for.
@@ -101,8 +174,7 @@ impl Ledger {
         instance: &str,
         testimony: &Testimony,
     ) -> Result<(), LedgerError> {
-        let seqs: Vec<i64> = testimony.orders.iter().map(|(seq, _)| bigint(*seq)).collect();
-        let keys: Vec<String> = testimony.orders.iter().map(|(_, key)| key.encode()).collect();
+        let (seqs, keys) = order_columns(testimony);
         sqlx::query!(
             "UPDATE testimonies SET answered_at = now(), epoch = $3, seq = $4, logged = $5,
                unlisted = $6, order_seqs = $7, order_keys = $8
@@ -174,8 +246,9 @@ impl Ledger {
         .await?)
     }
 
-    /// Forgets instances that gave no sign, and testimonies that were asked for, longer ago than this;
-    /// some at a time: whoever calls comes again.
+    /// Forgets instances that gave no sign, and testimonies that were given, longer ago than this, and
+    /// those that nobody asked for and whose lane is recorded up to what they say; some at a time:
+    /// whoever calls comes again.
     pub async fn forget_witnesses(&self, kept: Duration) -> Result<(), LedgerError> {
         sqlx::query!(
             "DELETE FROM instances WHERE name IN (
@@ -188,8 +261,13 @@ impl Ledger {
         .await?;
         sqlx::query!(
             "DELETE FROM testimonies WHERE (request, instance) IN (
-               SELECT request, instance FROM testimonies
-               WHERE asked_at < now() - make_interval(secs => $1) LIMIT $2
+               SELECT t.request, t.instance FROM testimonies t
+               WHERE t.asked_at < now() - make_interval(secs => $1)
+                 OR t.answered_at = t.asked_at AND EXISTS (
+                   SELECT FROM lanes l
+                   WHERE l.sale_id = t.sale_id AND l.lane = t.lane AND l.recorded >= t.seq
+                 )
+               LIMIT $2
              )",
             kept.as_secs_f64(),
             FORGOTTEN_AT_ONCE

@@ -47,8 +47,7 @@ use crate::lanes::recovery::{
 use crate::lanes::reply::{Defined, Frozen, ReplyError};
 use crate::lanes::{LaneError, Lanes, outbox};
 use crate::ledger::{
-    Catalog, LaneMark, Ledger, LedgerError, Note, Outcome, RecordedLane, Report, Sale, Testimonies,
-    digest,
+    Catalog, LaneMark, Ledger, LedgerError, Note, Outcome, RecordedLane, Report, Sale, digest,
 };
 
 /// Who is named in reports of what nobody asked for.
@@ -417,7 +416,7 @@ impl Attempt<'_> {
             return Ok(Some(Outcome::InDoubt));
         }
         // A claim of a lane that is gone begins its next epoch, by which processes forget the last one.
-        let mut heard = if self.is_open { None } else { Some(self.ask().await?) };
+        let unheard = if self.is_open { None } else { Some(self.ask().await?) };
         let token = RebuildToken::new(rand::random());
         let taken = ledger.within_patience(ledger.take_epoch(self.lane, self.marks.epoch, token));
         let epoch = taken.await?.ok_or(RecoveryError::Lost)?;
@@ -431,14 +430,14 @@ impl Attempt<'_> {
         report.seq_before = found.is_there.then_some(found.seq);
         let secret = self.shared().catalog.secret(self.sale.secret_version).await?;
         let secret = secret.ok_or(RecoveryError::Unknown)?;
-        let heard = match heard.take() {
-            Some(heard) => heard,
+        let unheard = match unheard {
+            Some(unheard) => unheard,
             None => self.ask().await?,
         };
         self.drain(&found, &secret).await?;
         let recorded = self.seal(&claim).await?;
         report.seq = Some(recorded);
-        self.note_losses(&found, recorded, &heard, &secret, report);
+        self.note_losses(&found, recorded, &secret, report).await?;
         let has_lost_nothing = report.lost_max == 0 && self.is_whole(&found, recorded);
         if has_lost_nothing && !self.wish.rebuild {
             return match lanes.open(&claim, recorded).await? {
@@ -450,40 +449,50 @@ impl Attempt<'_> {
             return Ok(Some(Outcome::InDoubt));
         }
         self.rebuild(&claim, recorded, &secret).await?;
-        if !heard.unheard.is_empty() {
-            report.detail = format!("not heard: instances {}", heard.unheard.join(", "));
+        if !unheard.is_empty() {
+            report.detail = format!("not heard: instances {}", unheard.join(", "));
         }
         Ok(Some(Outcome::Rebuilt))
     }
 
-    /// What every live process has seen of the lane.
-    async fn ask(&self) -> Result<Testimonies, RecoveryError> {
+    /// Has every live process testify what it has seen of the lane; who did not.
+    async fn ask(&self) -> Result<Vec<String>, RecoveryError> {
         let Shared { ledger, gone_after, .. } = self.shared();
-        Ok(ledger.within_patience(ledger.testimonies(self.lane, *gone_after)).await?)
+        let testimonies = ledger.testimonies(self.lane, *gone_after);
+        Ok(ledger.within_patience(testimonies).await?.unheard)
     }
 
-    /// What was answered of the epoch that ends here, and is nowhere any more.
-    fn note_losses(
+    /// What was answered since the lane was last opened, and is nowhere any more. What was testified to
+    /// a recovery that died counts as well: processes forget an epoch once the next has begun.
+    async fn note_losses(
         &self,
         found: &Found,
         recorded: u64,
-        heard: &Testimonies,
         secret: &IdSecret,
         report: &mut Report,
-    ) {
-        // One that died after its seal left the lane under the epoch before.
-        let is_kept = found.is_there && found.frozen != Some(Frozen::Rebuild);
-        let epoch = if is_kept { found.epoch } else { self.marks.sealed_epoch };
-        let heard: Vec<_> =
-            heard.heard.iter().map(|(_, told)| told).filter(|told| told.epoch == epoch).collect();
-        let in_redis = if found.epoch == epoch { found.seq } else { 0 };
-        let seen = heard.iter().map(|told| told.seq).fold(in_redis, u64::max);
-        report.lost_max = seen.saturating_sub(recorded);
-        let told = heard.iter().flat_map(|told| &told.orders);
-        let lost: BTreeSet<_> =
-            told.filter(|(seq, _)| *seq > recorded).map(|(_, key)| *key).collect();
+    ) -> Result<(), RecoveryError> {
+        let Shared { ledger, .. } = self.shared();
+        let testified = async {
+            let opened = ledger.opened_epoch(self.lane).await?;
+            Ok::<_, LedgerError>((opened, ledger.testified(self.lane, opened).await?))
+        };
+        let (opened, testified) = ledger.within_patience(testified).await?;
+        // How far each epoch was seen: one that was opened and died before its report is told here too.
+        let mut seen = BTreeMap::new();
+        if found.is_there && found.epoch >= opened {
+            seen.insert(found.epoch, found.seq);
+        }
+        let mut lost = BTreeSet::new();
+        for told in &testified {
+            let seq = seen.entry(told.epoch).or_default();
+            *seq = told.seq.max(*seq);
+            let orders = told.orders.iter().filter(|(seq, _)| *seq > recorded);
+            lost.extend(orders.map(|(_, key)| *key));
+        }
+        report.lost_max = seen.values().map(|seq| seq.saturating_sub(recorded)).sum();
         let id = |key| secret.order_id(self.lane, key).to_string();
         report.lost_orders = lost.into_iter().map(id).collect();
+        Ok(())
     }
 
     /// Whether something is in doubt that this wish does not take on itself. What relay and writer are

@@ -29,7 +29,7 @@ pub struct WriterMetrics {
     pub(super) marks_moved: Counter,
     pub(super) retries: Counter,
     pub(super) paused: Gauge,
-    pub(super) held_partitions: Gauge,
+    pub(super) full_lanes: Gauge,
     pub(super) dead_letters_open: Gauge,
     pub(super) parked_records: Gauge,
     pub(super) drain: Gauge<f64, AtomicU64>,
@@ -50,7 +50,7 @@ impl WriterMetrics {
             marks_moved: Counter::default(),
             retries: Counter::default(),
             paused: Gauge::default(),
-            held_partitions: Gauge::default(),
+            full_lanes: Gauge::default(),
             dead_letters_open: Gauge::default(),
             parked_records: Gauge::default(),
             drain: Gauge::default(),
@@ -76,9 +76,9 @@ impl WriterMetrics {
             metrics.paused.clone(),
         );
         registry.register(
-            "holdfast_writer_held_partitions",
-            "Partitions that are not read on, since a lane of theirs has writer.parked_max parked",
-            metrics.held_partitions.clone(),
+            "holdfast_writer_full_lanes",
+            "Lanes that have writer.parked_max parked: what follows is left in Kafka until there is room",
+            metrics.full_lanes.clone(),
         );
         metrics
     }

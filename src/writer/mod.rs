@@ -9,7 +9,7 @@ mod metrics;
 pub mod plan;
 mod retry;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,25 +19,25 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::bus::BusError;
-use crate::bus::consumer::{Consumer, Received};
+use crate::bus::consumer::{Consumer, Place as Reached, Received};
 use crate::bus::record::{DecodeError, Message, decode};
 use crate::config::{self, Config, millis};
 use crate::domain::event::Event;
 use crate::domain::ids::LaneId;
 use crate::ledger::{
-    Applied, ApplyError, DeadReason, Ledger, LedgerError, ParkedKey, Place, StoredRecord,
+    Applied, ApplyError, DeadReason, LaneMark, Ledger, LedgerError, ParkedKey, Place, StoredRecord,
 };
 
 use drain::Pace;
 use metrics::ReasonLabel;
 pub use metrics::WriterMetrics;
-use plan::{Arrival, Content, Known, Plan, plan};
+use plan::{Arrival, Content, Known, Left, Plan, plan};
 pub use retry::retry;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// How long a partition rests whose lane has too much parked, before it is tried again.
-const HOLD: Duration = Duration::from_secs(1);
+/// How often it is looked whether a lane of which something was left in Kafka has room again.
+const LEFT_LOOK: Duration = Duration::from_secs(1);
 /// How often offsets are committed: a broker works as much for one as for a batch of records, and they
 /// are only a hint.
 const COMMIT: Duration = Duration::from_millis(500);
@@ -97,8 +97,8 @@ enum Task {
     Unpark,
 }
 
-/// By partition, the first offset that has to be read again.
-type Held = BTreeMap<i32, i64>;
+/// By lane, from where it has to be read again.
+type LeftLanes = BTreeMap<LaneId, Left>;
 
 /// The writer was told to stop before the batch could be written.
 struct Stopped;
@@ -119,7 +119,8 @@ impl Writer {
         let mut session = Session {
             consumer,
             next: BTreeMap::new(),
-            held: BTreeMap::new(),
+            left: LeftLanes::new(),
+            left_looked_at: Instant::now(),
             written: false,
             committed_at: Instant::now(),
         };
@@ -128,7 +129,8 @@ impl Writer {
             never = self.keep_house(house) => match never {},
         };
         // Without this the next session only reads a little again.
-        if let Err(error) = session.consumer.commit_now(session.next).await {
+        let places = session.places();
+        if let Err(error) = session.consumer.commit_now(places).await {
             tracing::info!(%error, "the last offsets were not committed; they are read again");
         }
         outcome
@@ -146,7 +148,7 @@ impl Writer {
             AbortOnDropHandle::new(tokio::spawn(read_batch(consumer.clone(), batch_max, batch_age)))
         };
         let mut ahead = read_ahead(&session.consumer);
-        let mut left = Held::new();
+        let mut set_back = BTreeSet::new();
         let mut looked_at = None::<Instant>;
         loop {
             let was_read = tokio::select! {
@@ -162,8 +164,9 @@ impl Writer {
                 Ok(Err(error)) => return Err(error.into()),
                 Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
             };
-            // These were read before their partitions began to rest, and come again, in order.
-            arrivals.retain(|arrival| !left.contains_key(&arrival.record.partition));
+            // These were read before their partitions were set back, and come again, in order.
+            arrivals.retain(|arrival| !set_back.contains(&arrival.record.partition));
+            session.resume(&set_back);
             // What came since it was read: so a batch grows while the one before it takes long.
             let more = session.consumer.at_hand(batch_max - arrivals.len());
             arrivals.extend(more.into_iter().map(read));
@@ -181,18 +184,46 @@ impl Writer {
                 todo.push_back(Task::Unpark);
             }
             let worked = !todo.is_empty();
-            left = match self.write(todo, shutdown).await? {
-                Ok(left) => left,
+            match self.write(todo, shutdown).await? {
+                Ok(left) => session.leave(left),
                 Err(Stopped) => return Ok(()),
-            };
+            }
             self.pace().end(Instant::now());
             session.next.extend(offsets);
-            session.hold(&left)?;
-            session.resume_rested();
+            set_back = self.set_back(session).await?;
             session.written |= worked;
             session.commit()?;
-            self.metrics.held_partitions.set(gauge(session.held.len()));
+            self.metrics.full_lanes.set(gauge(session.left.len()));
         }
+    }
+
+    /// Sets partitions back to what was left of a lane that has room again, or has got on; returns them,
+    /// paused. A lane that is neither would only be left again.
+    async fn set_back(&self, session: &mut Session) -> Result<BTreeSet<i32>, WriterError> {
+        if session.left.is_empty() || session.left_looked_at.elapsed() < LEFT_LOOK {
+            return Ok(BTreeSet::new());
+        }
+        session.left_looked_at = Instant::now();
+        let assigned = session.consumer.assigned()?;
+        session.left.retain(|_, left| assigned.contains(&left.partition));
+        let lanes: Vec<LaneId> = session.left.keys().cloned().collect();
+        let marks = match self.ledger.within_patience(self.ledger.lane_marks(&lanes)).await {
+            Ok(marks) => marks,
+            Err(error @ LedgerError::Unavailable(_)) => {
+                tracing::debug!(%error, "whether lanes have room again is not known");
+                return Ok(BTreeSet::new());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let moved = |(lane, left): &(&LaneId, &Left)| {
+            let parked_max = self.options.parked_max;
+            let is_stuck =
+                |mark: &LaneMark| mark.parked >= parked_max && mark.recorded <= left.recorded;
+            !marks.get(lane).is_some_and(is_stuck)
+        };
+        let partitions = session.left.iter().filter(moved).map(|(_, left)| left.partition);
+        let partitions: BTreeSet<i32> = partitions.collect();
+        Ok(session.set_back(partitions)?)
     }
 
     /// Works off the tasks, however long the database is away. Nothing that it was given is lost:
@@ -201,18 +232,15 @@ impl Writer {
         &self,
         mut todo: VecDeque<Task>,
         shutdown: &CancellationToken,
-    ) -> Result<Result<Held, Stopped>, WriterError> {
-        let mut held = Held::new();
+    ) -> Result<Result<LeftLanes, Stopped>, WriterError> {
+        let mut left = LeftLanes::new();
         let mut backoff = Backoff::default();
         while let Some(task) = todo.pop_front() {
             match self.ledger.within_patience(self.attempt(&task)).await {
                 Ok(done) => {
                     backoff = Backoff::default();
                     self.metrics.paused.set(0);
-                    for (partition, offset) in done.held {
-                        let first = held.entry(partition).or_insert(offset);
-                        *first = offset.min(*first);
-                    }
+                    leave(&mut left, done.left);
                     if done.ready {
                         todo.push_front(Task::Unpark);
                     }
@@ -245,7 +273,7 @@ impl Writer {
                 Err(ApplyError::Ledger(error)) => return Err(error.into()),
             }
         }
-        Ok(Ok(held))
+        Ok(Ok(left))
     }
 
     async fn attempt(&self, task: &Task) -> Result<Done, ApplyError> {
@@ -262,13 +290,13 @@ impl Writer {
         let plan = plan(arrivals, &known, self.options.parked_max);
         if plan.batch.is_empty() {
             self.metrics.repeats.inc_by(plan.repeats);
-            return Ok(Done { held: plan.held, ..Done::default() });
+            return Ok(Done { left: plan.left, ..Done::default() });
         }
         let began = Instant::now();
         let applied = self.ledger.apply(&plan.batch).await?;
         self.metrics.batch_duration.observe(began.elapsed().as_secs_f64());
         self.tell(&plan, applied);
-        Ok(Done { held: plan.held, ready: applied.ready, arrivals: Vec::new() })
+        Ok(Done { left: plan.left, ready: applied.ready, arrivals: Vec::new() })
     }
 
     /// Says how much there is to do, counts what is unapplied, and forgets resolved dead letters in
@@ -384,11 +412,17 @@ fn in_turn(arrivals: impl Iterator<Item = Arrival>) -> Vec<Task> {
 /// What one attempt came to.
 #[derive(Default)]
 struct Done {
-    held: Held,
+    left: LeftLanes,
     /// Parked records wait whose turn has come.
     ready: bool,
     /// To be written next.
     arrivals: Vec<Arrival>,
+}
+
+fn leave(left: &mut LeftLanes, more: LeftLanes) {
+    for (lane, of_lane) in more {
+        left.entry(lane).and_modify(|first| *first = first.and(of_lane)).or_insert(of_lane);
+    }
 }
 
 /// One membership in the group.
@@ -396,38 +430,69 @@ struct Session {
     consumer: Consumer,
     /// By partition, the offset to read next.
     next: BTreeMap<i32, i64>,
-    /// Partitions that rest, and since when.
-    held: BTreeMap<i32, Instant>,
+    /// What found no room among the parked and is still in Kafka: offsets are committed no further, and
+    /// when it was last looked whether there is room.
+    left: LeftLanes,
+    left_looked_at: Instant,
     /// Something was written since offsets were committed, and when that was.
     written: bool,
     committed_at: Instant,
 }
 
 impl Session {
-    /// Lets partitions rest whose next record finds no room: they go on where it is.
-    fn hold(&mut self, left: &Held) -> Result<(), BusError> {
-        for (&partition, &offset) in left {
-            tracing::warn!(partition, offset, "a lane has writer.parked_max parked: reading rests");
-            self.next.insert(partition, offset);
-            match self.consumer.pause_at(partition, offset) {
-                // Taken from us meanwhile: whoever has it now reads from what is committed.
-                Ok(()) | Err(BusError::Unavailable(_)) => {}
-                Err(error) => return Err(error),
+    /// Reads on past what finds no room: what it waits for may lie behind it.
+    fn leave(&mut self, left: LeftLanes) {
+        for (lane, Left { partition, offset, .. }) in &left {
+            if !self.left.contains_key(lane) {
+                tracing::warn!(%lane, partition, offset,
+                    "a lane has writer.parked_max parked: what follows is left in Kafka for now");
             }
-            self.held.insert(partition, Instant::now());
         }
-        Ok(())
+        leave(&mut self.left, left);
     }
 
-    fn resume_rested(&mut self) {
-        let consumer = &self.consumer;
-        self.held.retain(|&partition, since| {
-            let rests = since.elapsed() < HOLD;
-            if !rests && let Err(error) = consumer.resume(partition) {
+    /// Pauses these partitions where something was left, and reads on there once they are resumed.
+    fn set_back(&mut self, partitions: BTreeSet<i32>) -> Result<BTreeSet<i32>, BusError> {
+        let mut set_back = BTreeSet::new();
+        for (partition, Reached { from, .. }) in self.places() {
+            if !partitions.contains(&partition) {
+                continue;
+            }
+            match self.consumer.pause_at(partition, from) {
+                Ok(()) => {
+                    self.next.insert(partition, from);
+                    self.left.retain(|_, left| left.partition != partition);
+                    set_back.insert(partition);
+                }
+                // Taken from us meanwhile: whoever has it now reads from what is committed.
+                Err(BusError::Unavailable(error)) => {
+                    tracing::debug!(%error, partition, "not set back");
+                    self.resume(&[partition].into());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(set_back)
+    }
+
+    fn resume(&self, partitions: &BTreeSet<i32>) {
+        for &partition in partitions {
+            if let Err(error) = self.consumer.resume(partition) {
                 tracing::debug!(%error, partition, "not resumed: it was taken meanwhile");
             }
-            rests
-        });
+        }
+    }
+
+    /// By partition, how far it is read, and from where whoever comes next has to read.
+    fn places(&self) -> BTreeMap<i32, Reached> {
+        let reached = |(&partition, &read): (&i32, &i64)| (partition, Reached { from: read, read });
+        let mut places: BTreeMap<_, _> = self.next.iter().map(reached).collect();
+        for left in self.left.values() {
+            if let Some(place) = places.get_mut(&left.partition) {
+                place.from = place.from.min(left.offset);
+            }
+        }
+        places
     }
 
     /// Commits what this member still reads: of the rest, somebody else knows more.
@@ -438,7 +503,7 @@ impl Session {
         (self.written, self.committed_at) = (false, Instant::now());
         let assigned = self.consumer.assigned()?;
         self.next.retain(|partition, _| assigned.contains(partition));
-        if let Err(error) = self.consumer.commit(&self.next) {
+        if let Err(error) = self.consumer.commit(&self.places()) {
             tracing::debug!(%error, "offsets were not committed; they are read again");
         }
         Ok(())

@@ -75,9 +75,29 @@ pub struct Plan {
     pub batch: Batch,
     /// Records that say what was said before.
     pub repeats: u64,
-    /// By partition, the first record that can neither be applied nor parked: its lane has as many
-    /// parked as it may. Everything before it is dealt with.
-    pub held: BTreeMap<i32, i64>,
+    /// Lanes of which a record can neither be applied nor parked: as many are parked as may be.
+    pub left: BTreeMap<LaneId, Left>,
+}
+
+/// What is left in Kafka of a lane, to be read again once there is room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    /// Of the first record that was left.
+    pub partition: i32,
+    pub offset: i64,
+    /// How far the lane was recorded then.
+    pub recorded: u64,
+}
+
+impl Left {
+    /// Both were left, of one lane.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            offset: self.offset.min(other.offset),
+            recorded: self.recorded.min(other.recorded),
+            ..self
+        }
+    }
 }
 
 /// What tells an event from another that claims its seq.
@@ -202,12 +222,7 @@ impl Plan {
                     parks = true;
                     self.park(arrival, event);
                 }
-                // Its epoch is about to be sealed: it would only keep the seal from being read.
-                Fate::Wait if event.epoch < mark.epoch => {
-                    let detail = format!("epoch {} ends, and no more is parked", event.epoch);
-                    self.bury(arrival, DeadReason::StaleEpoch, detail, Some(place(event)));
-                }
-                Fate::Wait => self.hold(arrival),
+                Fate::Wait => self.leave(arrival, lane, recorded),
             }
         }
         if recorded > mark.recorded || parks {
@@ -240,10 +255,10 @@ impl Plan {
         });
     }
 
-    fn hold(&mut self, arrival: &Arrival) {
+    fn leave(&mut self, arrival: &Arrival, lane: &LaneId, recorded: u64) {
         let StoredRecord { partition, offset, .. } = arrival.record;
-        let first = self.held.entry(partition).or_insert(offset);
-        *first = offset.min(*first);
+        let left = Left { partition, offset, recorded };
+        self.left.entry(lane.clone()).and_modify(|first| *first = first.and(left)).or_insert(left);
     }
 }
 
@@ -388,9 +403,6 @@ mod tests {
         let plan = decide(vec![event(1, 3, 0), event(2, 4, 0)], &known);
         assert_eq!(applied(&plan), [3]);
         assert_eq!(plan.batch.dead[0].reason, DeadReason::UnknownEpoch);
-        // Beyond the bound it is not held, or nobody would ever read the seal behind it.
-        let plan = super::plan(&[arrival(event(1, 5, 0), 0)], &known, 0);
-        assert_eq!((plan.batch.dead[0].reason, plan.held.len()), (DeadReason::StaleEpoch, 0));
     }
 
     #[test]
@@ -436,7 +448,7 @@ mod tests {
         known.parked = [arrivals[0].parked_key(&event(1, 5, 0))].into();
         let plan = plan(&arrivals, &known, 2);
         assert_eq!(plan.batch.park.iter().map(|p| p.seq).collect::<Vec<_>>(), [6]);
-        assert_eq!(plan.held, [(3, 17)].into());
+        assert_eq!(plan.left, [(lane(), Left { partition: 3, offset: 17, recorded: 2 })].into());
     }
 
     /// A zombie's events, seals and the new epoch's events, in the order in which Kafka has them, and
@@ -470,7 +482,6 @@ mod tests {
                     _ => arrival(event(epoch, seq, epoch.into()), 0),
                 };
                 let plan = plan(std::slice::from_ref(&what), &known, room);
-                prop_assert!(plan.held.is_empty() || sealed);
                 let mark = known.marks.get_mut(&lane()).unwrap();
                 for moved in &plan.batch.moves {
                     prop_assert_eq!((moved.epoch, moved.expected), (mark.sealed_epoch, mark.recorded));
@@ -503,7 +514,7 @@ mod tests {
                 let mut arrivals = std::mem::take(&mut waiting);
                 arrivals.extend(part.iter().map(|seq| arrival(event(1, *seq, 0), 0)));
                 let plan = plan(&arrivals, &known, u64::MAX);
-                prop_assert!(plan.batch.dead.is_empty() && plan.held.is_empty());
+                prop_assert!(plan.batch.dead.is_empty() && plan.left.is_empty());
                 let mark = known.marks.get_mut(&lane()).unwrap();
                 for event in &plan.batch.events {
                     prop_assert_eq!(event.seq, mark.recorded + 1);

@@ -64,8 +64,8 @@ fn judge(arrival: &Arrival, known: &Known) -> Verdict {
     if let Some(letter) = plan.batch.dead.pop() {
         return Verdict::Keep(letter.reason, letter.detail);
     }
-    // With no room to park, what must wait is held.
-    if let (Some(event), false) = (arrival.event(), plan.held.is_empty()) {
+    // With no room to park, what must wait is left.
+    if let (Some(event), false) = (arrival.event(), plan.left.is_empty()) {
         let missing = known.marks.get(&event.lane).map_or(1, |mark| mark.recorded + 1);
         let detail = format!("seq {missing} of its lane is missing and comes first");
         return Verdict::Keep(DeadReason::Waiting, detail);

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use crate::support::{Lane, Stack, until};
 use futures_util::future::join_all;
-use holdfast::bus::record::{Record, encode};
-use holdfast::domain::event::Event;
+use holdfast::bus::record::{Record, encode, encode_seal};
+use holdfast::domain::event::{Event, RebuildToken, Seal};
 use holdfast::domain::order::Status;
+use holdfast::domain::time::Timestamp;
 use holdfast::ledger::{Batch, Deed, LaneMove, LetterStatus, StoredLetter};
 use holdfast::writer::{Options, retry};
 
@@ -370,5 +371,29 @@ async fn the_time_to_drain_is_told_while_the_database_takes_nothing() {
     stack.until_recorded(&lane, lane.seq).await;
     until("nothing is left", || async { writer.metric("holdfast_writer_drain_seconds") == 0.0 })
         .await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_blocks_its_lane_until_its_epoch_is_sealed() {
+    let stack = Stack::new("blocks").await;
+    let mut lane = stack.lane("s", 0).await;
+    let events = lane.story(3);
+    let mut records: Vec<_> = events.iter().map(encode).collect();
+    records[1] = damaged(&events[1]);
+    let writer = stack.writer();
+    stack.send_records(lane.partition, &records).await;
+    stack.until_letters(1).await;
+    stack.until_recorded(&lane, 1).await;
+    let lanes = [lane.id.clone()];
+    let unblocked = async || stack.ledger.unblocked_marks(&lanes).await.unwrap();
+    assert!(unblocked().await.is_empty());
+    let (ledger, token) = (&stack.ledger, RebuildToken::new(7));
+    assert_eq!(ledger.take_epoch(&lane.id, 1, token).await.unwrap(), Some(2));
+    assert!(unblocked().await.is_empty(), "the next epoch is only given out");
+    let at = Timestamp::from_millis(0);
+    let seal = encode_seal(&Seal { lane: lane.id.clone(), epoch: 2, token, at });
+    stack.send_records(lane.partition, &[seal]).await;
+    until("it is sealed", || async { unblocked().await == [(lane.id.clone(), 1)].into() }).await;
     writer.stop().await;
 }

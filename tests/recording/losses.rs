@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use holdfast::bus::topic;
+use holdfast::writer::Options;
 use prometheus_client::registry::Registry;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -114,6 +115,23 @@ async fn records_that_kafka_deleted_before_they_were_read_are_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_kafka_lost_is_sent_again_however_much_lies_behind_it() {
+    let pipeline = pipeline("full").await;
+    let mut registry = Registry::default();
+    let relay = pipeline.relay_told(&mut registry);
+    pipeline.hold(300).await;
+    pipeline.until_logged().await;
+    pipeline.delete_records(Offset::Offset(150)).await;
+    let options = pipeline.stack.options();
+    let writer = pipeline.stack.writer_with(Options { parked_max: 10, ..options });
+    pipeline.until_recorded().await;
+    assert_eq!(pipeline.recorded_orders().await, 300);
+    assert!(metric(&registry, "holdfast_relay_losses_total") >= 1.0);
+    relay.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_only_waits_is_not_sent_again() {
     let pipeline = pipeline("waits").await;
     let mut registry = Registry::default();
@@ -156,8 +174,8 @@ async fn kafka_says_what_it_holds_and_how_far_a_group_has_read() {
         asked.expect("an answer")
     };
     let end = 51; // the definition and the orders
-    let held = topic::Extent { first: 0, end, committed: Some(end) };
-    let empty = topic::Extent { first: 0, end: 0, committed: None };
+    let held = topic::Extent { first: 0, end, read: Some(end) };
+    let empty = topic::Extent { first: 0, end: 0, read: None };
     assert_eq!(ask().await, [(0, empty), (PARTITION, held)].into());
     pipeline.delete_records(Offset::Offset(20)).await;
     assert_eq!(ask().await[&PARTITION], topic::Extent { first: 20, ..held });

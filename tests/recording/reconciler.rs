@@ -269,6 +269,36 @@ async fn a_lane_that_another_instance_reconciles_is_left_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_lane_is_left_to_recovery() {
+    let (pipeline, _) = at_rest("frozen").await;
+    let mut redis = pipeline.redis().await;
+    let (lane, buyers) = (pipeline.key("lane"), pipeline.key("buyers"));
+    let _: () = redis.hset(&lane, "frozen", "operator").await.expect("written");
+    let _: () = redis.hset(&buyers, "u-1", "sku=29").await.expect("written");
+    let reconciler = pipeline.reconciler(300, 100);
+    // Whoever has the lock is at the lane.
+    let is_visited = async || {
+        let lock = pipeline.stack.ledger.lock_for_reconciling(&pipeline.lane).await;
+        match lock.expect("an answer") {
+            Some(lock) => {
+                lock.release().await.expect("released");
+                false
+            }
+            None => true,
+        }
+    };
+    for _ in 0..3 {
+        until("it looks at the lane", &is_visited).await;
+        until("it has looked", || async { !is_visited().await }).await;
+    }
+    assert_eq!((reconciler.of("scans_total"), reconciler.of("suspected_total")), (0.0, 0.0));
+    assert!(pipeline.open().await.is_empty());
+    let _: () = redis.hset(&lane, "frozen", "").await.expect("written");
+    until("it is told", || async { !pipeline.open().await.is_empty() }).await;
+    reconciler.role.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn differences_that_ended_long_ago_are_forgotten() {
     let (pipeline, _) = at_rest("forgotten").await;
     pipeline

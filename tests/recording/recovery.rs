@@ -1,7 +1,7 @@
 //! Lanes that are opened anew: as they were where Redis has lost nothing, else from the ledger, so
 //! that nobody can tell them from what they were.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -14,7 +14,7 @@ use holdfast::domain::time::Timestamp;
 use holdfast::lanes::LaneError;
 use holdfast::lanes::command::{Phase, PhaseChange};
 use holdfast::lanes::recovery::{Claim, Claimed, Part};
-use holdfast::lanes::reply::Reserved;
+use holdfast::lanes::reply::{Frozen, Reserved};
 use holdfast::ledger::{Outcome, Report};
 use holdfast::reconciler::rebuild::{Despite, Recovery, RecoveryError, Wish};
 use holdfast::witness::Witness;
@@ -63,7 +63,6 @@ impl Pipeline {
         Recovery::new(lanes, ledger, self.catalog.clone(), &config, registry)
     }
 
-    /// The role, as it looks for frozen lanes by itself.
     /// The lane's one report, which is written once the lane is open.
     async fn report(&self) -> Report {
         until("it is reported", || async { !self.reports().await.is_empty() }).await;
@@ -72,6 +71,7 @@ impl Pipeline {
         reports.remove(0)
     }
 
+    /// The role, as it looks for frozen lanes by itself.
     fn recovering(&self) -> Role {
         let stop = CancellationToken::new();
         let (recovery, token) = (self.recovery(), stop.clone());
@@ -118,6 +118,18 @@ impl Pipeline {
         Image { stock, buyers, orders, adjustments, deadlines, lane }
     }
 
+    /// Answers for this process, with the role that does so.
+    async fn witness(&self) -> (Witness, Role) {
+        let (lanes, ledger) = (self.lanes.clone(), self.stack.ledger.clone());
+        let (options, registry) = (self.config.witness.clone(), &mut Registry::default());
+        let witness = Witness::new(lanes, ledger, options, vec!["api"], registry);
+        witness.heartbeat().await.expect("a sign");
+        let stop = CancellationToken::new();
+        let (testifying, token) = (witness.clone(), stop.clone());
+        let task = tokio::spawn(async move { testifying.run(token).await });
+        (witness, Role { stop, task })
+    }
+
     /// As after `FLUSHALL`.
     async fn forget_lane(&self) {
         self.restore(&[]).await;
@@ -149,6 +161,14 @@ impl Pipeline {
             other => panic!("{other:?}"),
         }
     }
+}
+
+fn ids(orders: &[Order]) -> BTreeSet<String> {
+    orders.iter().map(|order| order.id.to_string()).collect()
+}
+
+fn listed(report: &Report) -> BTreeSet<String> {
+    report.lost_orders.iter().cloned().collect()
 }
 
 fn wish(despite: Despite) -> Wish {
@@ -322,14 +342,7 @@ async fn orders_that_only_redis_had_are_listed_by_whoever_answered_them() {
     relay.stop().await;
     let image = pipeline.image().await;
     let lost = pipeline.hold(5).await;
-    let (lanes, ledger) = (pipeline.lanes.clone(), pipeline.stack.ledger.clone());
-    let (options, registry) = (pipeline.config.witness.clone(), &mut Registry::default());
-    let witness = Witness::new(lanes, ledger, options, vec!["api"], registry);
-    witness.heartbeat().await.expect("a sign");
-    let stop = CancellationToken::new();
-    let (testifying, token) = (witness.clone(), stop.clone());
-    let task = tokio::spawn(async move { testifying.run(token).await });
-    let witness = Role { stop, task };
+    let (_, witness) = pipeline.witness().await;
 
     pipeline.restore(&image).await;
     let (relay, recovering) = (pipeline.relay(), pipeline.recovering());
@@ -338,11 +351,7 @@ async fn orders_that_only_redis_had_are_listed_by_whoever_answered_them() {
     pipeline.until_sold_from().await;
     let report = &pipeline.report().await;
     assert_eq!((report.outcome, report.seq, report.lost_max), (Outcome::Rebuilt, Some(21), 5));
-    let mut expected: Vec<_> = lost.iter().map(|order| order.id.to_string()).collect();
-    let mut listed = report.lost_orders.clone();
-    expected.sort();
-    listed.sort();
-    assert_eq!(listed, expected);
+    assert_eq!(listed(report), ids(&lost));
     for order in lost {
         let known = pipeline.lanes.get(order.id).await.expect("an answer").outcome;
         assert_eq!(known, None, "it is not sold twice, nor half there");
@@ -353,6 +362,150 @@ async fn orders_that_only_redis_had_are_listed_by_whoever_answered_them() {
         role.stop().await;
     }
     writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_testified_to_a_rebuild_that_died_is_told_by_whoever_finishes_it_and_once() {
+    let pipeline = Pipeline::new("finisher", 300).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    pipeline.hold(20).await;
+    pipeline.until_recorded().await;
+    relay.stop().await;
+    let lost = pipeline.hold(5).await;
+    let (_, witness) = pipeline.witness().await;
+    pipeline.forget_lane().await;
+
+    let (ledger, gone_after) = (&pipeline.stack.ledger, Duration::from_secs(3));
+    ledger.testimonies(&pipeline.lane, gone_after).await.expect("answers");
+    let Claim { lane, epoch, token } = stopped_recovery(&pipeline).await;
+    let claim = Claim { lane: lane.clone(), epoch, token };
+    let seal = encode_seal(&Seal { lane, epoch, token, at: Timestamp::from_millis(0) });
+    pipeline.stack.send_records(1, &[seal]).await;
+    until("it is sealed", || async {
+        pipeline.stack.number("SELECT sealed_epoch FROM lanes").await == i64::from(epoch)
+    })
+    .await;
+    assert!(pipeline.lanes.clear(&claim).await.expect("an answer"));
+    let frozen = pipeline.lanes.marks(&pipeline.lane).await;
+    assert!(matches!(frozen, Err(LaneError::Frozen(Frozen::Rebuild))), "{frozen:?}");
+    let forgotten = pipeline.lanes.testimony(&pipeline.lane);
+    assert_eq!((forgotten.epoch, forgotten.orders), (epoch, Vec::new()));
+
+    let recovery = pipeline.recovery();
+    let finished = recovery.recover(&pipeline.lane, &wish(Despite::Nothing)).await;
+    let report = finished.expect("no error").expect("it was done");
+    assert_eq!((report.outcome, report.seq, report.lost_max), (Outcome::Rebuilt, Some(21), 5));
+    assert_eq!(listed(&report), ids(&lost));
+
+    let more = pipeline.hold(2).await;
+    pipeline.forget_lane().await;
+    let again = recovery.recover(&pipeline.lane, &wish(Despite::Nothing)).await;
+    let report = again.expect("no error").expect("it was done");
+    assert_eq!((report.seq, report.lost_max), (Some(21), 2), "{report:?}");
+    assert_eq!(listed(&report), ids(&more));
+    witness.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_ends_in_order_leaves_what_it_has_seen() {
+    let pipeline = Pipeline::new("parting", 300).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    pipeline.hold(20).await;
+    pipeline.until_recorded().await;
+    relay.stop().await;
+    let image = pipeline.image().await;
+    let lost = pipeline.hold(5).await;
+    let (witness, role) = pipeline.witness().await;
+    role.stop().await;
+    witness.leave().await.expect("left");
+    assert_eq!(pipeline.stack.number("SELECT count(*) FROM instances").await, 0);
+
+    pipeline.restore(&image).await;
+    let recovery = pipeline.recovery();
+    let recovered = recovery.recover(&pipeline.lane, &wish(Despite::Nothing)).await;
+    let report = recovered.expect("no error").expect("it was done");
+    assert_eq!((report.outcome, report.lost_max), (Outcome::Rebuilt, 5));
+    assert_eq!(listed(&report), ids(&lost));
+
+    // What it says is of use until its lane is recorded as far.
+    let left = async || {
+        pipeline.stack.ledger.forget_witnesses(Duration::from_secs(3_600)).await.expect("done");
+        pipeline.stack.number("SELECT count(*) FROM testimonies").await
+    };
+    assert_eq!(left().await, 1);
+    let relay = pipeline.relay();
+    pipeline.hold(5).await;
+    pipeline.until_recorded().await;
+    assert_eq!(left().await, 0);
+    relay.stop().await;
+    writer.stop().await;
+}
+
+/// Figures for `docs/reliability.md`: nothing is judged but that the lane is opened each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_a_testimony_takes_and_a_lane_that_lost_nothing() {
+    const TIMES: usize = 11;
+    let pipeline = Pipeline::new("times", 300).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    let (_, witness) = pipeline.witness().await;
+    let recovering = pipeline.recovering();
+    let mut redis = pipeline.redis().await;
+    let lane = format!("hf1:{{{}}}:lane", pipeline.lane);
+    let (mut asked, mut opened) = (Vec::new(), Vec::new());
+    for _ in 0..TIMES {
+        pipeline.hold(50).await;
+        pipeline.until_recorded().await;
+        let (ledger, began) = (&pipeline.stack.ledger, Instant::now());
+        let heard = ledger.testimonies(&pipeline.lane, Duration::from_secs(3)).await;
+        assert_eq!(heard.expect("answers").heard.len(), 1);
+        asked.push(began.elapsed());
+        let _: () = redis.hset(&lane, "run", "another").await.expect("written");
+        let began = Instant::now();
+        assert!(pipeline.lanes.marks(&pipeline.lane).await.is_err());
+        pipeline.until_sold_from().await;
+        opened.push(began.elapsed());
+    }
+    asked.sort_unstable();
+    opened.sort_unstable();
+    let (median, last) = (TIMES / 2, TIMES - 1);
+    println!("a testimony: median {:?}, longest {:?}", asked[median], asked[last]);
+    println!("open again: median {:?}, longest {:?}", opened[median], opened[last]);
+    until("all are reported", || async { pipeline.reports().await.len() == TIMES }).await;
+    assert!(pipeline.reports().await.iter().all(|report| report.outcome == Outcome::Opened));
+    for role in [recovering, witness, relay] {
+        role.stop().await;
+    }
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_of_which_nothing_was_recorded_is_defined_anew() {
+    let pipeline = Pipeline::new("nothing", 300).await;
+    let writer = pipeline.stack.writer();
+    pipeline.forget_lane().await;
+    let recovered = pipeline.recovery().recover(&pipeline.lane, &wish(Despite::Nothing)).await;
+    let report = recovered.expect("no error").expect("it was done");
+    assert_eq!((report.outcome, report.seq), (Outcome::Rebuilt, Some(0)));
+    let relay = pipeline.relay();
+    pipeline.hold(3).await;
+    pipeline.until_recorded().await;
+    relay.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_another_has_claimed_since_is_no_longer_written_or_opened() {
+    let pipeline = Pipeline::new("claimed", 300).await;
+    let (first, second) = (stopped_recovery(&pipeline).await, stopped_recovery(&pipeline).await);
+    let before = pipeline.image().await;
+    let (lanes, pairs) = (&pipeline.lanes, [("sku".to_owned(), "9 0 0 0  9".to_owned())]);
+    assert!(!lanes.clear(&first).await.expect("an answer"));
+    assert!(!lanes.open(&first, 1).await.expect("an answer"));
+    assert_eq!(pipeline.image().await, before);
+    assert!(lanes.clear(&second).await.expect("an answer"));
+    assert!(!lanes.write(&first, Part::Stock, &pairs).await.expect("an answer"));
+    assert!(lanes.write(&second, Part::Stock, &pairs).await.expect("an answer"));
 }
 
 /// Takes the lane's next epoch and claims the lane, as a process does that is then stopped.

@@ -447,7 +447,7 @@ async fn a_writer_that_is_stopped_commits_what_it_wrote_and_not_what_it_has_read
     assert!(recorded < lane.seq, "there was something to read ahead");
     let extents = topic::extents(&stack.kafka, &stack.group, [2].into()).await.unwrap();
     // The lane has its partition to itself, so its first event is the record at offset 0.
-    assert_eq!(extents[&2].committed, Some(recorded as i64));
+    assert_eq!(extents[&2].read, Some(recorded as i64));
     let writer = stack.writer();
     stack.until_recorded(&lane, lane.seq).await;
     assert_eq!(writer.metric("holdfast_writer_repeats_total"), 0.0);
@@ -529,25 +529,47 @@ async fn cut_connections_lose_nothing_and_repeat_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lane_with_too_much_parked_rests_and_the_others_go_on() {
-    let stack = Stack::new("held").await;
-    let (mut sick, mut well) = (stack.lane("sick", 0).await, stack.lane("well", 1).await);
-    let events = sick.story(60);
+async fn what_a_lane_with_too_much_parked_lacks_is_found_behind_it() {
+    let stack = Stack::new("full").await;
+    let (mut sick, mut well) = (stack.lane("sick", 0).await, stack.lane("well", 0).await);
+    let (events, good) = (sick.story(60), well.story(20));
     let options = holdfast::writer::Options { parked_max: 10, batch_max: 8, ..stack.options() };
     let writer = stack.writer_with(options);
     stack.send(&sick, &events[1..]).await;
-    until("the partition rests", || async {
-        writer.metric("holdfast_writer_held_partitions") == 1.0
-    })
-    .await;
-    let good = well.story(20);
     stack.send(&well, &good).await;
     stack.until_recorded(&well, well.seq).await;
+    assert_eq!(writer.metric("holdfast_writer_full_lanes"), 1.0);
     assert_eq!(stack.number("SELECT count(*) FROM parked").await, 10);
-    // What is missing comes by another way: an operator's, here another partition's.
-    let records: Vec<_> = events[..1].iter().map(encode).collect();
-    stack.send_records(2, &records).await;
+    // Some of it, in the wrong order: all that is parked still waits.
+    let first = events[..1].iter().chain(&events[1..6]);
+    let again: Vec<Event> = first.rev().cloned().collect();
+    stack.send(&sick, &again).await;
     stack.until_recorded(&sick, sick.seq).await;
+    stack.check_books().await;
+    let metric = || writer.metric("holdfast_writer_full_lanes");
+    until("there is room again", || async { metric() == 0.0 }).await;
+    assert!(stack.dead_letters().await.is_empty());
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_follows_one_with_a_full_lane_reads_what_that_left() {
+    let stack = Stack::new("left").await;
+    let mut lane = stack.lane("s", 0).await;
+    let events = lane.story(60);
+    let options = holdfast::writer::Options { parked_max: 10, batch_max: 8, ..stack.options() };
+    let writer = stack.writer_with(options.clone());
+    stack.send(&lane, &events[1..]).await;
+    let end = events.len() as i64 - 1;
+    until("all was read", || async {
+        let extents = topic::extents(&stack.kafka, &stack.group, [0].into()).await.unwrap();
+        extents[&0].read == Some(end)
+    })
+    .await;
+    writer.stop().await;
+    let writer = stack.writer_with(options);
+    stack.send(&lane, &events[..1]).await;
+    stack.until_recorded(&lane, lane.seq).await;
     stack.check_books().await;
     writer.stop().await;
 }
