@@ -476,8 +476,10 @@ async fn overtaken(writer: &Service) -> anyhow::Result<f64> {
     Ok(repeats + writer.metric("holdfast_writer_marks_moved_total").await?)
 }
 
-async fn assigned(writer: &Service) -> f64 {
-    writer.metric("holdfast_consumer_assigned_partitions").await.unwrap_or_default()
+/// Whether this writer has so many partitions.
+async fn has_partitions(writer: &Service, count: f64) -> bool {
+    let assigned = writer.metric("holdfast_consumer_assigned_partitions").await;
+    assigned.is_ok_and(|assigned| assigned >= count)
 }
 
 async fn zombie_writer(scene: &Scene<'_>) -> anyhow::Result<()> {
@@ -487,7 +489,7 @@ async fn zombie_writer(scene: &Scene<'_>) -> anyhow::Result<()> {
     for _ in 0..scene.extent.times.min(3) {
         // It must have the lane's partition to be stopped in the middle of its work.
         eventually("each writer has partitions", async || {
-            assigned(zombie).await >= 1.0 && assigned(&other).await >= 1.0
+            has_partitions(zombie, 1.0).await && has_partitions(&other, 1.0).await
         })
         .await?;
         moments.next(scene).await?;
@@ -498,8 +500,10 @@ async fn zombie_writer(scene: &Scene<'_>) -> anyhow::Result<()> {
             if writes_the_lane(zombie, scene).await? { (zombie, &other) } else { (&other, zombie) };
         stopped.freeze()?;
         piled_up(scene, "writer").await?;
-        eventually("the other writer has all partitions", async || assigned(goes_on).await >= 3.0)
-            .await?;
+        eventually("the other writer has all partitions", async || {
+            has_partitions(goes_on, 3.0).await
+        })
+        .await?;
         stopped.thaw()?;
         scene.mended(began).await?;
         let after = (overtaken(zombie).await?, overtaken(&other).await?);
@@ -527,7 +531,7 @@ async fn rebalance_storm(scene: &Scene<'_>) -> anyhow::Result<()> {
     for _ in 0..scene.extent.times {
         let began = scene.fault();
         let other = scene.another("other", "writer").await?;
-        eventually("the other writer has partitions", async || assigned(&other).await >= 1.0)
+        eventually("the other writer has partitions", async || has_partitions(&other, 1.0).await)
             .await?;
         moments.next(scene).await?;
         other.terminate().await?;
@@ -563,12 +567,12 @@ async fn poison_record(scene: &Scene<'_>) -> anyhow::Result<()> {
             sqlx::query_scalar(query).fetch_optional(database).await.ok()?
         };
         eventually("there is a dead letter", async || letter().await.is_some()).await?;
-        let parked = async || -> i64 {
-            let count = sqlx::query_scalar("SELECT count(*) FROM parked");
-            count.fetch_one(database).await.unwrap_or_default()
+        let parked = async || -> sqlx::Result<i64> {
+            sqlx::query_scalar("SELECT count(*) FROM parked").fetch_one(database).await
         };
-        eventually("what follows is parked", async || parked().await >= PILED_UP).await?;
-        scene.bit("records parked behind it", parked().await as f64);
+        let enough = async || parked().await.is_ok_and(|count| count >= PILED_UP);
+        eventually("what follows is parked", enough).await?;
+        scene.bit("records parked behind it", parked().await? as f64);
         sqlx::query("ALTER TABLE orders DROP CONSTRAINT poison").execute(database).await?;
         // Its later steps, if it ran out meanwhile, wait behind it as everything does.
         let id = letter().await.context("the dead letter is gone")?.to_string();
@@ -602,8 +606,8 @@ async fn two_relays(scene: &Scene<'_>) -> anyhow::Result<()> {
         scene.bit("leases lost to another", 1.0);
     }
     let (brokers, topic, sale) = (scene.stack.brokers(), scene.topic.clone(), scene.sale.clone());
-    let records =
-        tokio::task::spawn_blocking(move || books::records(&brokers, &topic, &sale)).await??;
+    let topic = tokio::task::spawn_blocking(move || books::topic(&brokers, &topic, &sale));
+    let records = topic.await??.records;
     let places: std::collections::HashSet<_> =
         records.iter().map(|record| (record.epoch, record.seq)).collect();
     scene.bit("records sent twice", (records.len() - places.len()) as f64);

@@ -328,14 +328,20 @@ impl Service {
         self.process.ended()
     }
 
-    /// The sum over a metric's labels; 0 where it is not there.
+    /// The sum over a metric's labels. One that is not there is an error: it would be taken for 0.
     pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
         let url = format!("{}/metrics", self.inner_url);
-        let text = self.http.get(url).timeout(Duration::from_secs(5)).send().await?.text().await?;
+        let answer = self.http.get(url).timeout(Duration::from_secs(5)).send().await?;
+        let text = answer.error_for_status()?.text().await?;
         let lines = text.lines().filter(|line| {
             line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
         });
-        Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+        let values = lines.map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<f64>());
+        let values: Vec<_> = values.collect::<Result<_, _>>()?;
+        if values.is_empty() {
+            bail!("{} has no metric {name}", self.name);
+        }
+        Ok(values.iter().sum())
     }
 }
 

@@ -245,7 +245,7 @@ impl<'a> Scene<'a> {
         let mut ask = redis::cmd("HGET");
         let mark: Option<i64> =
             self.redis_now().ask(ask.arg(lane_key(&self.sale, "lane")).arg(name)).await?;
-        Ok(mark.unwrap_or_default())
+        mark.with_context(|| format!("the lane has no {name}"))
     }
 
     /// The Redis that the service talks to now.
@@ -314,11 +314,11 @@ impl<'a> Scene<'a> {
     pub async fn books(&self) -> anyhow::Result<Books> {
         let lane = books::lane(&self.redis_now().url(), &self.sale).await.context("Redis")?;
         let (brokers, topic, sale) = (self.stack.brokers(), self.topic.clone(), self.sale.clone());
-        let records = tokio::task::spawn_blocking(move || books::records(&brokers, &topic, &sale))
+        let topic = tokio::task::spawn_blocking(move || books::topic(&brokers, &topic, &sale))
             .await?
             .context("Kafka")?;
         let database = books::database(&self.database, &self.sale).await.context("PostgreSQL")?;
-        Ok(Books { lane, records, database })
+        Ok(Books { lane, topic, database })
     }
 }
 
