@@ -31,6 +31,7 @@ use crate::bus::record::encode;
 use crate::bus::topic::{Extent, extents};
 use crate::config::{self, Config, millis};
 use crate::domain::ids::{IdSecret, LaneId};
+use crate::failpoint;
 use crate::lanes::outbox::{self, Entry};
 use crate::lanes::reply::Marks;
 use crate::lanes::{Advance, LaneError, Lanes};
@@ -478,6 +479,7 @@ impl Relay {
                 outbound.rest();
                 return Ok(());
             }
+            failpoint::pass("relay-read");
             let mut sent = Vec::with_capacity(events.len());
             for event in &events {
                 match self.producer.send(outbound.partition, &encode(event)) {
@@ -517,6 +519,7 @@ impl Relay {
         }
         match delivered.outcome {
             Ok(offset) => {
+                failpoint::pass("relay-sent");
                 outbound.in_flight_events -= delivered.events;
                 self.metrics.acknowledged.inc_by(delivered.events);
                 outbound.acknowledge(delivered.seq, offset);
