@@ -49,6 +49,9 @@ pub struct Expected {
     pub topic_truncated: bool,
     /// What Redis may forget of what it answered.
     pub forgets: Forgets,
+    /// How far Redis' clock is put ahead of the callers' at most: by so much a hold may end before its
+    /// deadline on theirs, never on the lane's.
+    pub clock_ahead_ms: i64,
 }
 
 /// What became of answers that no more than Redis' memory stood for. Answers that were promised more are
@@ -638,7 +641,7 @@ impl<'a> Case<'a> {
             let Some(shown) = entry.reply.order() else { continue };
             let deadline = promised.get(shown.id).copied().unwrap_or_default();
             let early = entry.reply.code.as_deref() == Some("order-expired")
-                && entry.answered_ms < deadline;
+                && entry.answered_ms + self.expected.clock_ahead_ms < deadline;
             if early {
                 let evidence = format!(
                     "{} was said to be over at {}, promised until {deadline}",

@@ -544,6 +544,21 @@ fn i6_an_answer_promised_more_time_than_the_order_got() {
 }
 
 #[test]
+fn i6_a_clock_that_is_ahead_ends_holds_early_by_so_much_and_never_on_the_lanes_clock() {
+    let (mut shop, [_, _, _, held]) = busy_shop();
+    let shown = shop.shown(&held);
+    let code = json!({"code": "order-expired", "order": shown});
+    shop.answer(place("u4", "k1", 1), 409, code);
+    let early = (Invariant::I6, "over-before-its-deadline");
+    let ahead = |ms| Expected { clock_ahead_ms: ms, ..Expected::default() };
+    assert_eq!(shop.rules_expecting(&ahead(HOLD_MS)), BTreeSet::new());
+    assert_eq!(shop.rules_expecting(&ahead(HOLD_MS / 2)), BTreeSet::from([early]));
+    shop.release(&held, "expired");
+    let released = (Invariant::I6, "released-before-its-deadline");
+    assert!(shop.rules_expecting(&ahead(HOLD_MS)).contains(&released));
+}
+
+#[test]
 fn i6_an_order_released_once_it_is_paid_and_a_step_that_is_none() {
     let (mut shop, [sold, ..]) = busy_shop();
     shop.expire(&sold);
