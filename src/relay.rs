@@ -666,6 +666,10 @@ impl Relay {
                 if jump {
                     outbound.marks.logged = marks.logged;
                     outbound.rewind_to(marks.logged);
+                } else if trimmed > outbound.sent {
+                    // Nobody had told the lane how much of it is recorded when this relay took it: what
+                    // was to be read next is gone from the outbox by now, since somebody else has it.
+                    outbound.rewind_to(trimmed);
                 }
                 outbound.behind = false;
                 outbound.told = told;
