@@ -110,7 +110,7 @@ pub const DRILLS: &[Drill] = &[
     Drill {
         name: "kill-at-points",
         about: "relay, writer, sweeper and a rebuild die at each point where it may matter",
-        short: false,
+        short: true,
         layout: Layout {
             services: &[
                 ("one", "api"),
@@ -175,7 +175,7 @@ pub const DRILLS: &[Drill] = &[
     Drill {
         name: "clock-steps",
         about: "Redis' clock leaps ahead by 5 minutes, and back by 10; the sweeper's leaps later",
-        short: false,
+        short: true,
         layout: Layout {
             services: &[
                 ("one", "api"),
@@ -534,7 +534,8 @@ const POINTS: [(&str, u32); 10] = [
 /// operator on an open lane, so nothing may be lost; the role finishes what it left.
 async fn kill_at_points(scene: &Scene<'_>) -> anyhow::Result<()> {
     let mut moments = Moments::of(scene);
-    for _ in 0..scene.extent.times.min(5) {
+    // A round is ten deaths.
+    for _ in 0..scene.extent.times.div_ceil(4) {
         for (point, passing_max) in POINTS {
             moments.next(scene).await?;
             let passing = moments.0.random_range(1..=passing_max);
