@@ -83,7 +83,7 @@ local function split_lines(lines)
   return list
 end
 
--- Readers of commands other than reserve: each takes the index of its first argument, notes what must be
+-- Readers of commands other than orders: each takes the index of its first argument, notes what must be
 -- read for it, and returns the command and how many arguments it took.
 local function other_readers()
   adjustment_keys, may_move = {}, {}
@@ -206,27 +206,32 @@ local outbox_max = tonumber(ARGV[2])
 local redis_nearly_full = ARGV[3] == '1'
 local proves = ARGV[4] ~= ''
 
--- The n-th command begins at ARGV[places[n]]; what a reader made of it is commands[n].
-local places, commands, command_count = {}, nil, tonumber(ARGV[6])
+-- The n-th command begins at ARGV[places[n]]; what a reader made of it is commands[n]. Of an order, what
+-- it shares with those before and behind it begins at ARGV[shared[n]].
+local places, shared, commands, command_count = {}, {}, nil, tonumber(ARGV[6])
 do
-  local at, readers = 7, nil
-  for n = 1, command_count do
-    places[n] = at
+  local at, n, readers = 7, 0, nil
+  while n < command_count do
     if ARGV[at] == 'reserve' then
-      -- trace key buyer hold lines; hold in seconds, or empty for the sale's
-      order_count, buyer_count = order_count + 1, buyer_count + 1
-      order_keys[order_count], buyer_ids[buyer_count] = ARGV[at + 2], ARGV[at + 3]
-      local lines = ARGV[at + 5]
-      if not lists[lines] then -- else another order of this call has asked for them
+      -- hold lines count (trace key buyer)*count; hold in seconds, or empty for the sale's
+      local lines = ARGV[at + 2]
+      if not lists[lines] then -- else other orders of this call have asked for them
         for _, line in ipairs(split_lines(lines)) do
           want_sku(line.sku)
         end
       end
-      at = at + 6
+      local first, count = at + 4, tonumber(ARGV[at + 3])
+      for place = first, first + 3 * count - 1, 3 do
+        n, order_count, buyer_count = n + 1, order_count + 1, buyer_count + 1
+        places[n], shared[n] = place, at
+        order_keys[order_count], buyer_ids[buyer_count] = ARGV[place + 1], ARGV[place + 2]
+      end
+      at = first + 3 * count
     else
       readers, commands = readers or other_readers(), commands or {}
+      n = n + 1
       local command, taken = readers[ARGV[at]](at + 1)
-      commands[n] = command
+      places[n], commands[n] = at, command
       at = at + 1 + taken
     end
   end

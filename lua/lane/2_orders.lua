@@ -150,8 +150,8 @@ end
 -- Outcomes: held SEQ EXPIRES, replayed (with the record), reused, overloaded, archived, closed,
 -- not-open OPENS, paused, unknown-sku SKU, hold-too-long MAX, purchase-limit LIMIT ALREADY SKU,
 -- sold-out SKU=ASKED=AVAILABLE,…
-local function reserve(at)
-  local key, buyer, hold, lines = ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
+local function reserve(at, shared_at)
+  local key, buyer, hold, lines = ARGV[at + 1], ARGV[at + 2], ARGV[shared_at + 1], ARGV[shared_at + 2]
   if orders[key] then
     return reserve_again(order_of(key), hold, lines)
   elseif last_seq >= full_at then
@@ -188,7 +188,7 @@ local function reserve(at)
   order_writes[order_words + 1] = key
   order_writes[order_words + 2] = record
   order_words = order_words + 2
-  emit('held', key .. ' - c ' .. ARGV[at + 1] .. '    ' .. record)
+  emit('held', key .. ' - c ' .. ARGV[at] .. '    ' .. record)
   return 'held ' .. seq .. ' ' .. plan.expires
 end
 

@@ -11,7 +11,7 @@ for n = 1, command_count do
     plans = {}
     replies[n] = decide[kind](command)
   else
-    replies[n] = reserve(places[n])
+    replies[n] = reserve(places[n], shared[n])
   end
 end
 

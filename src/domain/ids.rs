@@ -51,7 +51,7 @@ pub struct EntityKey([u8; KEY_BYTES]);
 impl EntityKey {
     /// The 22 characters that stand in ids and are field names in Redis.
     pub fn encode(&self) -> String {
-        URL_SAFE_NO_PAD.encode(self.0)
+        base64url(&self.0, &mut [0; KEY_CHARS]).to_owned()
     }
 
     /// Reads what [`EntityKey::encode`] wrote; `None` if it is anything else.
@@ -176,10 +176,8 @@ impl IdSecret {
 
     fn tag(&self, kind: Kind, lane: &LaneId, key: EntityKey) -> blake3::Hash {
         let head = [self.version, lane.lane];
-        let mut hasher = blake3::Hasher::new_keyed(&self.tag_hash);
-        hasher.update(kind.prefix().as_bytes());
-        hasher.update(&head).update(&key.0).update(lane.sale.as_str().as_bytes());
-        hasher.finalize()
+        let parts = [kind.prefix().as_bytes(), &head, &key.0, lane.sale.as_str().as_bytes()];
+        blake3::keyed_hash(&self.tag_hash, &parts.concat())
     }
 
     fn id(&self, kind: Kind, lane: &LaneId, key: EntityKey) -> Id {
@@ -205,11 +203,19 @@ impl fmt::Debug for IdSecret {
 
 /// Hashes parts so that no two lists of parts have the same input: each is preceded by its length.
 fn hash(key: &[u8; 32], parts: &[&str]) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new_keyed(key);
+    // As one piece: to be handed many small ones costs the hasher more than to hash them.
+    let mut input = Vec::with_capacity(parts.iter().map(|part| 4 + part.len()).sum());
     for part in parts {
-        hasher.update(&(part.len() as u32).to_le_bytes()).update(part.as_bytes());
+        input.extend_from_slice(&(part.len() as u32).to_le_bytes());
+        input.extend_from_slice(part.as_bytes());
     }
-    hasher.finalize()
+    blake3::keyed_hash(key, &input)
+}
+
+/// Writes the bytes into characters that have just room for them.
+fn base64url<'a>(bytes: &[u8], chars: &'a mut [u8]) -> &'a str {
+    let length = URL_SAFE_NO_PAD.encode_slice(bytes, chars).expect("there is room");
+    str::from_utf8(&chars[..length]).expect("ASCII")
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -222,19 +228,14 @@ struct Id {
 
 impl Id {
     fn text(&self, kind: Kind) -> String {
-        let mut head = [0; HEAD_BYTES];
-        head[0] = self.version;
-        head[1] = self.lane.lane;
-        head[2..].copy_from_slice(&self.tag);
-        let (prefix, sale) = (kind.prefix(), self.lane.sale.as_str());
-        let length = prefix.len() + HEAD_CHARS + KEY_CHARS + 1 + sale.len();
-        let mut text = String::with_capacity(length);
-        text.push_str(prefix);
-        URL_SAFE_NO_PAD.encode_string(head, &mut text);
-        URL_SAFE_NO_PAD.encode_string(self.key.0, &mut text);
-        text.push('.');
-        text.push_str(sale);
-        text
+        // The head ends with a character, so both are encoded as one.
+        let mut packed = [0; HEAD_BYTES + KEY_BYTES];
+        packed[0] = self.version;
+        packed[1] = self.lane.lane;
+        packed[2..HEAD_BYTES].copy_from_slice(&self.tag);
+        packed[HEAD_BYTES..].copy_from_slice(&self.key.0);
+        let mut chars = [0; HEAD_CHARS + KEY_CHARS];
+        [kind.prefix(), base64url(&packed, &mut chars), ".", self.lane.sale.as_str()].concat()
     }
 
     fn read(kind: Kind, text: &str) -> Result<Self, IdError> {

@@ -219,15 +219,20 @@ impl Connection {
 
     /// Nothing comes: ready once it has been waited for long enough.
     fn waits(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        match self.head {
-            Some((before, due)) if before == self.heads.load(Ordering::Relaxed) => {
-                self.cut.get_or_insert_with(|| Box::pin(sleep_until(due))).as_mut().poll(context)
+        let due = match self.head {
+            Some((before, due)) if before == self.heads.load(Ordering::Relaxed) => due,
+            _ => return Poll::Pending,
+        };
+        // Hyper comes by here with every head, on its way to count it. So a timer stays as it is when its
+        // head has come, and is set anew only if it goes off while a later one is waited for.
+        let cut = self.cut.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        while cut.as_mut().poll(context).is_ready() {
+            if Instant::now() >= due {
+                return Poll::Ready(());
             }
-            _ => {
-                self.cut = None;
-                Poll::Pending
-            }
+            cut.as_mut().reset(due);
         }
+        Poll::Pending
     }
 }
 

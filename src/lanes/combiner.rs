@@ -181,8 +181,11 @@ async fn call(
         None => call.arg(""),
     };
     call.arg(batch.len());
-    for waiting in batch {
-        waiting.command.encode(&mut call);
+    for alike in batch.chunk_by(|one, next| one.command.asks_like(&next.command)) {
+        alike[0].command.encode_shared(alike.len(), &mut call);
+        for waiting in alike {
+            waiting.command.encode(&mut call);
+        }
     }
     let (value, acknowledged) = match proving {
         None => (shared.connections.call_script(script, &call).await?, None),

@@ -226,15 +226,33 @@ impl Command {
         }
     }
 
-    /// Appends the command as the readers of `lua/lane/1_read.lua` take it.
+    /// Whether both are new orders that ask for the same: where they follow each other they say it once.
+    pub(super) fn asks_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Command::Reserve(one), Command::Reserve(other)) => {
+                one.hold_seconds == other.hold_seconds && one.lines == other.lines
+            }
+            _ => false,
+        }
+    }
+
+    /// Appends what so many commands that ask for the same, of which this is the first, have in common.
+    pub(super) fn encode_shared(&self, count: usize, call: &mut Cmd) {
+        if let Command::Reserve(c) = self {
+            call.arg("reserve")
+                .arg(optional(c.hold_seconds))
+                .arg(encode_lines(&c.lines))
+                .arg(count);
+        }
+    }
+
+    /// Appends the command, or what it does not share with those before it, as the readers of
+    /// `lua/lane/1_read.lua` take it.
     pub(super) fn encode(&self, call: &mut Cmd) {
         match self {
             Command::Reserve(c) => {
-                call.arg("reserve")
-                    .arg(c.trace.as_deref().unwrap_or_default())
-                    .arg(c.id.key().encode());
-                call.arg(c.buyer.as_str()).arg(optional(c.hold_seconds));
-                call.arg(encode_lines(&c.lines));
+                call.arg(c.trace.as_deref().unwrap_or_default()).arg(c.id.key().encode());
+                call.arg(c.buyer.as_str());
             }
             Command::BeginPayment(c) => {
                 call.arg("begin")

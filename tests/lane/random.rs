@@ -26,6 +26,8 @@ use crate::workload::{SHORT_HOLD, Workload};
 const SIDE_BY_SIDE: usize = 12;
 const COMMANDS_MAX: usize = 50;
 const CALLS_A_ROUND: usize = 5;
+/// How long a machine may take to get one round done in time.
+const PATIENCE: Duration = Duration::from_secs(60);
 const ROUNDS: usize = 3;
 
 fn setting(name: &str) -> Option<u64> {
@@ -412,25 +414,29 @@ impl Twins {
 async fn many_commands_in_one_call_are_as_many_calls() {
     let server = RedisServer::start(&[]);
     let mut compared = 0;
-    for seed in seeds().take(4) {
-        let together = Sale::undefined().await;
-        let mut alone = Sale::on(&server.url(), &options()).await;
-        alone.lane = together.lane.clone();
-        let mut workload = Workload::new(seed);
-        let first = workload.first_definition();
-        for sale in [&together, &alone] {
-            sale.define(1, first.clone()).await;
-        }
-        let mut twins = Twins { together, alone, workload, first };
-        for round in 0..ROUNDS {
-            let place = format!("round {round} of LANE_SEED={seed}");
-            if twins.round(&place).await.is_none() {
-                println!("{place} took too long to compare");
-                break;
+    let deadline = Instant::now() + PATIENCE;
+    // A round that a busy machine held up says nothing: then there are more.
+    while compared == 0 {
+        assert!(Instant::now() < deadline, "this machine is too slow for every round");
+        for seed in seeds().take(4) {
+            let together = Sale::undefined().await;
+            let mut alone = Sale::on(&server.url(), &options()).await;
+            alone.lane = together.lane.clone();
+            let mut workload = Workload::new(seed);
+            let first = workload.first_definition();
+            for sale in [&together, &alone] {
+                sale.define(1, first.clone()).await;
             }
-            compared += 1;
-            twins.wait_for_short_holds().await;
+            let mut twins = Twins { together, alone, workload, first };
+            for round in 0..ROUNDS {
+                let place = format!("round {round} of LANE_SEED={seed}");
+                if twins.round(&place).await.is_none() {
+                    println!("{place} took too long to compare");
+                    break;
+                }
+                compared += 1;
+                twins.wait_for_short_holds().await;
+            }
         }
     }
-    assert!(compared > 0, "this machine is too slow for every round");
 }
