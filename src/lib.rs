@@ -5,6 +5,7 @@ pub mod app;
 pub mod bus;
 pub mod config;
 pub mod domain;
+mod failpoint;
 pub mod http;
 pub mod lanes;
 pub mod ledger;

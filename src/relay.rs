@@ -31,6 +31,7 @@ use crate::bus::record::encode;
 use crate::bus::topic::{Extent, extents};
 use crate::config::{self, Config, millis};
 use crate::domain::ids::{IdSecret, LaneId};
+use crate::failpoint;
 use crate::lanes::outbox::{self, Entry};
 use crate::lanes::reply::Marks;
 use crate::lanes::{Advance, LaneError, Lanes};
@@ -478,6 +479,7 @@ impl Relay {
                 outbound.rest();
                 return Ok(());
             }
+            failpoint::pass("relay-read");
             let mut sent = Vec::with_capacity(events.len());
             for event in &events {
                 match self.producer.send(outbound.partition, &encode(event)) {
@@ -517,6 +519,7 @@ impl Relay {
         }
         match delivered.outcome {
             Ok(offset) => {
+                failpoint::pass("relay-sent");
                 outbound.in_flight_events -= delivered.events;
                 self.metrics.acknowledged.inc_by(delivered.events);
                 outbound.acknowledge(delivered.seq, offset);
@@ -663,6 +666,10 @@ impl Relay {
                 if jump {
                     outbound.marks.logged = marks.logged;
                     outbound.rewind_to(marks.logged);
+                } else if trimmed > outbound.sent {
+                    // Nobody had told the lane how much of it is recorded when this relay took it: what
+                    // was to be read next is gone from the outbox by now, since somebody else has it.
+                    outbound.rewind_to(trimmed);
                 }
                 outbound.behind = false;
                 outbound.told = told;

@@ -20,6 +20,7 @@ use crate::config::{self, millis};
 use crate::domain::ids::LaneId;
 use crate::domain::sale::State;
 use crate::domain::time::Timestamp;
+use crate::failpoint;
 use crate::lanes::reply::Stamped;
 use crate::lanes::{LaneError, Lanes};
 use crate::ledger::{Catalog, Sale};
@@ -135,6 +136,7 @@ impl Sweeper {
         match self.lanes.expire(lane, self.options.batch_max).await {
             Ok(Stamped { now, outcome, .. }) => {
                 if let Some(first) = outcome.first_deadline {
+                    failpoint::pass("sweeper-expired");
                     let late_ms = (now.millis() - first.millis()) as f64;
                     self.metrics.lateness_seconds.observe(late_ms / 1000.0);
                     self.metrics.expired.inc_by(outcome.count);

@@ -5,18 +5,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each part of `src/`, and the parts of the crate that it may name.
-const MAY_IMPORT: [(&str, &[&str]); 15] = [
+const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("domain", &[]),
+    ("failpoint", &[]),
     ("config", &["domain"]),
     ("telemetry", &["config"]),
     ("lanes", &["config", "domain"]),
     ("bus", &["config", "domain"]),
-    ("ledger", &["config", "domain"]),
-    ("relay", &["bus", "config", "domain", "lanes", "ledger"]),
-    ("writer", &["bus", "config", "domain", "ledger"]),
-    ("sweeper", &["config", "domain", "lanes", "ledger"]),
+    ("ledger", &["config", "domain", "failpoint"]),
+    ("relay", &["bus", "config", "domain", "failpoint", "lanes", "ledger"]),
+    ("writer", &["bus", "config", "domain", "failpoint", "ledger"]),
+    ("sweeper", &["config", "domain", "failpoint", "lanes", "ledger"]),
     ("witness", &["config", "domain", "lanes", "ledger"]),
-    ("reconciler", &["bus", "config", "domain", "lanes", "ledger"]),
+    ("reconciler", &["bus", "config", "domain", "failpoint", "lanes", "ledger"]),
     ("admission", &["config", "domain", "ledger"]),
     (
         "http",

@@ -147,13 +147,24 @@ pub struct Database {
     pub rebuilds: Vec<Rebuild>,
 }
 
+/// What the topic has of a sale.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Topic {
+    pub records: Vec<Record>,
+    /// Records that do not say what every record must: where, and what is wrong.
+    pub unreadable: Vec<String>,
+}
+
 /// All that the servers say of one sale of one lane.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Books {
     pub lane: Lane,
-    pub records: Vec<Record>,
+    pub topic: Topic,
     pub database: Database,
 }
+
+/// The record that ends a lane's older epochs.
+pub const SEALED: &str = "lane.sealed";
 
 /// Where a sale's lane keeps something in Redis.
 pub fn lane_key(sale: &str, what: &str) -> String {
@@ -213,9 +224,11 @@ pub async fn lane(url: &str, sale: &str) -> anyhow::Result<Lane> {
     let mut redis = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
     let own: HashMap<String, String> = redis.hgetall(lane_key(sale, "lane")).await?;
     let number = |field: &str| {
-        own.get(field).map_or(Ok(0), |value| value.parse::<i64>().context(field.to_owned()))
+        let value = own.get(field).with_context(|| format!("the lane has no {field}"))?;
+        value.parse::<i64>().with_context(|| format!("{field} of the lane is {value}"))
     };
-    let mut lane = Lane { epoch: number("epoch")?, seq: number("seq")?, ..Lane::default() };
+    let (epoch, seq) = (number("epoch")?, number("seq")?);
+    let mut lane = Lane { epoch, seq, ..Lane::default() };
     let stock: HashMap<String, String> = redis.hgetall(lane_key(sale, "stock")).await?;
     for (sku, words) in stock {
         let numbers = words.split(' ').take(3).map(str::parse::<i64>);
@@ -238,9 +251,42 @@ pub async fn lane(url: &str, sale: &str) -> anyhow::Result<Lane> {
 /// How long the topic may take to be read.
 const READING_MAX: Duration = Duration::from_secs(60);
 
+/// One record, from its headers and its payload; `None`: it is of another sale.
+fn record_of(
+    (partition, offset): (i32, i64),
+    headers: &HashMap<&str, &[u8]>,
+    payload: &[u8],
+    sale: &str,
+) -> anyhow::Result<Option<Record>> {
+    let head = |name: &str| {
+        let value = headers.get(name).with_context(|| format!("it has no {name}"))?;
+        std::str::from_utf8(value).with_context(|| format!("{name} is no text"))
+    };
+    let number = |name: &str| {
+        let value = head(name)?;
+        value.parse::<i64>().with_context(|| format!("{name} is {value:?}"))
+    };
+    if head("ce_saleid")? != sale {
+        return Ok(None);
+    }
+    let kind = head("ce_type")?;
+    let kind = kind.strip_prefix("holdfast.").with_context(|| format!("ce_type is {kind:?}"))?;
+    let time = head("ce_time")?;
+    Ok(Some(Record {
+        partition,
+        offset,
+        kind: kind.to_owned(),
+        epoch: number("ce_epoch")?,
+        // The seal of an epoch has none: it is no event of the lane's own.
+        seq: if kind == SEALED { 0 } else { number("ce_seq")? },
+        at_ms: time_of(&Value::from(time)).with_context(|| format!("ce_time is {time:?}"))?,
+        data: serde_json::from_slice(payload).context("its payload is no JSON")?,
+    }))
+}
+
 /// Every record of the topic that says it is of this sale, from its beginning to its end of now.
 /// Blocks.
-pub fn records(brokers: &str, topic: &str, sale: &str) -> anyhow::Result<Vec<Record>> {
+pub fn topic(brokers: &str, topic: &str, sale: &str) -> anyhow::Result<Topic> {
     let deadline = Instant::now() + READING_MAX;
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
@@ -259,7 +305,7 @@ pub fn records(brokers: &str, topic: &str, sale: &str) -> anyhow::Result<Vec<Rec
         }
     }
     consumer.assign(&from)?;
-    let mut found = Vec::new();
+    let mut found = Topic::default();
     while !left.is_empty() {
         if Instant::now() > deadline {
             bail!("the topic could not be read to its end in {READING_MAX:?}: {left:?}");
@@ -271,22 +317,13 @@ pub fn records(brokers: &str, topic: &str, sale: &str) -> anyhow::Result<Vec<Rec
             left.remove(&partition);
         }
         let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
-        let headers: HashMap<_, _> = headers
-            .filter_map(|header| Some((header.key, std::str::from_utf8(header.value?).ok()?)))
-            .collect();
-        let head = |name: &str| headers.get(name).copied().unwrap_or_default();
-        if head("ce_saleid") != sale {
-            continue;
+        let headers = headers.filter_map(|header| Some((header.key, header.value?)));
+        let headers: HashMap<_, _> = headers.collect();
+        let payload = message.payload().unwrap_or_default();
+        match record_of((partition, offset), &headers, payload, sale) {
+            Ok(record) => found.records.extend(record),
+            Err(error) => found.unreadable.push(format!("{partition}/{offset}: {error:#}")),
         }
-        found.push(Record {
-            partition,
-            offset,
-            kind: head("ce_type").trim_start_matches("holdfast.").to_owned(),
-            epoch: head("ce_epoch").parse().unwrap_or_default(),
-            seq: head("ce_seq").parse().unwrap_or_default(),
-            at_ms: time_of(&Value::from(head("ce_time"))).unwrap_or_default(),
-            data: serde_json::from_slice(message.payload().unwrap_or_default()).unwrap_or_default(),
-        });
     }
     Ok(found)
 }
@@ -439,6 +476,40 @@ mod tests {
         assert_eq!(order.returned, [("a".into(), 1)].into());
         assert_eq!(order.refunds, ["pay-0".to_owned()].into());
         assert!(live_order("c 17").is_err());
+    }
+
+    #[test]
+    fn a_record_that_lacks_a_header_is_none() {
+        let good: [(&str, &[u8]); 5] = [
+            ("ce_saleid", b"sale"),
+            ("ce_type", b"holdfast.order.held"),
+            ("ce_epoch", b"1"),
+            ("ce_seq", b"7"),
+            ("ce_time", b"2026-11-11T00:00:00.000Z"),
+        ];
+        let read = |headers: &HashMap<&str, &[u8]>, payload: &[u8]| {
+            record_of((0, 0), headers, payload, "sale")
+        };
+        let headers = HashMap::from(good);
+        let record = read(&headers, b"{}").expect("it can be read").expect("of this sale");
+        assert_eq!((record.kind.as_str(), record.epoch, record.seq), ("order.held", 1, 7));
+        for (name, _) in good {
+            let mut headers = HashMap::from(good);
+            headers.remove(name);
+            assert!(read(&headers, b"{}").is_err(), "without {name}");
+            headers.insert(name, b"\xff");
+            assert!(read(&headers, b"{}").is_err(), "no text in {name}");
+            headers.insert(name, b"");
+            assert!(name == "ce_saleid" || read(&headers, b"{}").is_err(), "nothing in {name}");
+        }
+        assert!(read(&headers, b"{").is_err());
+        let mut seal = HashMap::from(good);
+        seal.remove("ce_seq");
+        seal.insert("ce_type", b"holdfast.lane.sealed");
+        assert!(read(&seal, b"{}").is_ok());
+        let mut other = HashMap::from(good);
+        other.insert("ce_saleid", b"other");
+        assert_eq!(read(&other, b"{}").expect("it can be read"), None);
     }
 
     #[test]

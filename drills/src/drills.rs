@@ -30,10 +30,21 @@ pub struct Drill {
 /// Events that must have piled up before a fault that stops them counts.
 const PILED_UP: i64 = 20;
 
-const LAYOUT: Layout =
-    Layout { services: WHOLE, settings: &[], redis: &[], replica: false, durability: None };
-const EXPECTED: Expected =
-    Expected { dead_letters: &[], topic_truncated: false, forgets: Forgets::Nothing };
+const LAYOUT: Layout = Layout {
+    services: WHOLE,
+    settings: &[],
+    redis: &[],
+    replica: false,
+    durability: None,
+    clocks: false,
+    small_disk: None,
+};
+const EXPECTED: Expected = Expected {
+    dead_letters: &[],
+    topic_truncated: false,
+    forgets: Forgets::Nothing,
+    clock_ahead_ms: 0,
+};
 /// Redis forgets what it had answered at `memory`, and a report says so.
 const REPORTED: Expected = Expected { forgets: Forgets::Reported, ..EXPECTED };
 /// What a relay that slept through a rebuild sends of the epoch before.
@@ -97,6 +108,23 @@ pub const DRILLS: &[Drill] = &[
         run: |scene| Box::pin(kill_role(scene, "sweeper")),
     },
     Drill {
+        name: "kill-at-points",
+        about: "relay, writer, sweeper and a rebuild die at each point where it may matter",
+        short: true,
+        layout: Layout {
+            services: &[
+                ("one", "api"),
+                ("two", "api,reconciler"),
+                ("relay", "relay"),
+                ("writer", "writer"),
+                ("sweeper", "sweeper"),
+            ],
+            ..LAYOUT
+        },
+        expected: EXPECTED,
+        run: |scene| Box::pin(kill_at_points(scene)),
+    },
+    Drill {
         name: "kill-redis-everysec",
         about: "SIGKILL of Redis, appendfsync everysec",
         short: true,
@@ -127,6 +155,38 @@ pub const DRILLS: &[Drill] = &[
         layout: LAYOUT,
         expected: EXPECTED,
         run: |scene| Box::pin(kill_server(scene, "postgres")),
+    },
+    Drill {
+        name: "full-disk-postgres",
+        about: "PostgreSQL's disk is full, and has room again; needs root, to mount a small one",
+        short: false,
+        layout: Layout { small_disk: Some("postgres"), ..LAYOUT },
+        expected: EXPECTED,
+        run: |scene| Box::pin(full_disk(scene, "postgres")),
+    },
+    Drill {
+        name: "full-disk-kafka",
+        about: "Kafka's disk is full, and has room again; needs root, to mount a small one",
+        short: false,
+        layout: Layout { small_disk: Some("kafka"), ..LAYOUT },
+        expected: EXPECTED,
+        run: |scene| Box::pin(full_disk(scene, "kafka")),
+    },
+    Drill {
+        name: "clock-steps",
+        about: "Redis' clock leaps ahead by 5 minutes, and back by 10; the sweeper's leaps later",
+        short: true,
+        layout: Layout {
+            services: &[
+                ("one", "api"),
+                ("two", "api,relay,writer,reconciler"),
+                ("sweeper", "sweeper"),
+            ],
+            clocks: true,
+            ..LAYOUT
+        },
+        expected: Expected { clock_ahead_ms: STEP_MS * CLOCK_ROUNDS as i64, ..EXPECTED },
+        run: |scene| Box::pin(clock_steps(scene)),
     },
     Drill {
         name: "lost-replies",
@@ -428,14 +488,137 @@ async fn away(scene: &Scene<'_>, server: &'static str) -> anyhow::Result<()> {
     tokio::task::block_in_place(|| scene.stack.kill(server))?;
     tokio::time::sleep(scene.extent.away).await;
     piled_up(scene, server).await?;
-    let answered = scene.history().count_since(began, |entry| {
-        entry.reply.outcome == Outcome::Ok && matches!(entry.request, Request::Place { .. })
-    });
-    if answered == 0 {
-        bail!("nothing was sold while {server} was away");
-    }
+    sold_since(scene, began)?;
     tokio::task::block_in_place(|| scene.stack.up(server))?;
     scene.mended(began).await
+}
+
+/// Selling went on since then.
+fn sold_since(scene: &Scene<'_>, began: i64) -> anyhow::Result<()> {
+    let sold = scene.history().count_since(began, |entry| {
+        entry.sent_ms >= began
+            && entry.reply.outcome == Outcome::Ok
+            && matches!(entry.request, Request::Place { .. })
+    });
+    if sold == 0 {
+        bail!("nothing was sold meanwhile");
+    }
+    Ok(())
+}
+
+/// A server that ended itself is started again once there is room, as whoever runs it would do.
+async fn full_disk(scene: &Scene<'_>, server: &'static str) -> anyhow::Result<()> {
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times.min(3) {
+        moments.next(scene).await?;
+        let (began, before) = (scene.fault(), scene.stack.complaints_of_disk(server)?);
+        tokio::task::block_in_place(|| scene.stack.fill_disk())?;
+        eventually(&format!("{server} finds its disk full"), async || {
+            scene.stack.complaints_of_disk(server).is_ok_and(|now| now > before)
+        })
+        .await?;
+        scene.bit("times that the disk was found full", 1.0);
+        let full = now_ms();
+        piled_up(scene, server).await?;
+        sold_since(scene, full)?;
+        scene.stack.free_disk()?;
+        eventually(&format!("{server} runs"), async || {
+            tokio::task::block_in_place(|| scene.stack.up(server)).is_ok()
+        })
+        .await?;
+        scene.mended(began).await?;
+    }
+    Ok(())
+}
+
+/// Where a process dies, and at its how many-th passing at most; the seed says at which.
+const POINTS: [(&str, u32); 10] = [
+    ("relay-read", 6),       // nothing of it sent
+    ("relay-sent", 6),       // acknowledged, the lane not told
+    ("writer-written", 4),   // not committed
+    ("writer-committed", 4), // the offsets not
+    ("sweeper-expired", 3),  // done, its answer not heeded
+    ("rebuild-taken", 1),    // the epoch, nothing else
+    ("rebuild-claimed", 1),  // frozen under its token
+    ("rebuild-sealed", 1),
+    ("rebuild-chunk", 4),  // a part of the lane written
+    ("rebuild-proven", 1), // not opened
+];
+
+/// Each process dies by itself where it is told to, and is started again. A rebuild is begun by an
+/// operator on an open lane, so nothing may be lost; the role finishes what it left.
+async fn kill_at_points(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let mut moments = Moments::of(scene);
+    // A round is ten deaths.
+    for _ in 0..scene.extent.times.div_ceil(4) {
+        for (point, passing_max) in POINTS {
+            moments.next(scene).await?;
+            let passing = moments.0.random_range(1..=passing_max);
+            let (role, _) = point.split_once('-').context("a point begins with its role")?;
+            let began = scene.fault();
+            if role == "rebuild" {
+                let rebuild = ["rebuild", scene.sale.as_str()];
+                tokio::task::block_in_place(|| scene.holdfast_dies(&rebuild, (point, passing)))?;
+            } else {
+                let service = scene.service(role);
+                service.terminate().await?;
+                service.die_at(point, passing).await?;
+                service.start_again().await?;
+            }
+            scene.bit(point, 1.0);
+            scene.mended(began).await?;
+        }
+    }
+    Ok(())
+}
+
+const STEP_MS: i64 = 300_000;
+const CLOCK_ROUNDS: u32 = 3;
+/// Holds that must have been kept before the sweeper's clock leaps as well.
+const KEPT: i64 = 5;
+
+/// Round by round the clocks of Redis and the sweeper go further ahead of everybody else's.
+async fn clock_steps(scene: &Scene<'_>) -> anyhow::Result<()> {
+    let clocks = scene.clocks.as_ref().context("the layout has clocks")?;
+    let mut moments = Moments::of(scene);
+    let mut ahead_ms = 0;
+    for _ in 0..scene.extent.times.min(CLOCK_ROUNDS) {
+        moments.next(scene).await?;
+        let began = scene.fault();
+        // Holds that are over on Redis' clock, and not on the sweeper's.
+        let sweeper_ahead_ms = ahead_ms;
+        let kept = async || -> anyhow::Result<i64> {
+            let mut count = redis::cmd("ZCOUNT");
+            count.arg(lane_key(&scene.sale, "deadlines")).arg(now_ms() + sweeper_ahead_ms + 1_000);
+            scene.redis.ask(count.arg(scene.redis.time_ms().await? - 1_000)).await
+        };
+        let before = scene.redis.time_ms().await?;
+        ahead_ms += STEP_MS;
+        clocks.redis.set(ahead_ms)?;
+        let leapt = scene.redis.time_ms().await? - before;
+        if leapt < STEP_MS {
+            bail!("Redis' clock did not leap: {leapt} ms");
+        }
+        scene.bit("seconds that Redis' clock leapt ahead", (leapt / 1000) as f64);
+        let enough = async || kept().await.is_ok_and(|kept| kept >= KEPT);
+        eventually("holds are kept though Redis' clock says that they are over", enough).await?;
+        scene.bit("holds kept that were over on Redis' clock alone", kept().await? as f64);
+        clocks.sweeper.set(ahead_ms)?;
+        let none = async || kept().await.is_ok_and(|kept| kept == 0);
+        eventually("they are ended once the sweeper's clock says so, too", none).await?;
+        let before = scene.redis.time_ms().await?;
+        clocks.redis.set(ahead_ms - 2 * STEP_MS)?;
+        let back = before - scene.redis.time_ms().await?;
+        if back < STEP_MS {
+            bail!("Redis' clock did not go back: {back} ms");
+        }
+        scene.bit("seconds that Redis' clock went back", (back / 1000) as f64);
+        // The lane's time stands still meanwhile: the checker finds one that went back.
+        scene.settled().await?;
+        clocks.redis.set(ahead_ms)?;
+        scene.mended(began).await?;
+    }
+    Ok(())
 }
 
 async fn lost_replies(scene: &Scene<'_>) -> anyhow::Result<()> {
@@ -491,8 +674,10 @@ async fn overtaken(writer: &Service) -> anyhow::Result<f64> {
     Ok(repeats + writer.metric("holdfast_writer_marks_moved_total").await?)
 }
 
-async fn assigned(writer: &Service) -> f64 {
-    writer.metric("holdfast_consumer_assigned_partitions").await.unwrap_or_default()
+/// Whether this writer has so many partitions.
+async fn has_partitions(writer: &Service, count: f64) -> bool {
+    let assigned = writer.metric("holdfast_consumer_assigned_partitions").await;
+    assigned.is_ok_and(|assigned| assigned >= count)
 }
 
 async fn zombie_writer(scene: &Scene<'_>) -> anyhow::Result<()> {
@@ -502,7 +687,7 @@ async fn zombie_writer(scene: &Scene<'_>) -> anyhow::Result<()> {
     for _ in 0..scene.extent.times.min(3) {
         // It must have the lane's partition to be stopped in the middle of its work.
         eventually("each writer has partitions", async || {
-            assigned(zombie).await >= 1.0 && assigned(&other).await >= 1.0
+            has_partitions(zombie, 1.0).await && has_partitions(&other, 1.0).await
         })
         .await?;
         moments.next(scene).await?;
@@ -513,8 +698,10 @@ async fn zombie_writer(scene: &Scene<'_>) -> anyhow::Result<()> {
             if writes_the_lane(zombie, scene).await? { (zombie, &other) } else { (&other, zombie) };
         stopped.freeze()?;
         piled_up(scene, "writer").await?;
-        eventually("the other writer has all partitions", async || assigned(goes_on).await >= 3.0)
-            .await?;
+        eventually("the other writer has all partitions", async || {
+            has_partitions(goes_on, 3.0).await
+        })
+        .await?;
         stopped.thaw()?;
         scene.mended(began).await?;
         let after = (overtaken(zombie).await?, overtaken(&other).await?);
@@ -542,7 +729,7 @@ async fn rebalance_storm(scene: &Scene<'_>) -> anyhow::Result<()> {
     for _ in 0..scene.extent.times {
         let began = scene.fault();
         let other = scene.another("other", "writer").await?;
-        eventually("the other writer has partitions", async || assigned(&other).await >= 1.0)
+        eventually("the other writer has partitions", async || has_partitions(&other, 1.0).await)
             .await?;
         moments.next(scene).await?;
         other.terminate().await?;
@@ -578,12 +765,12 @@ async fn poison_record(scene: &Scene<'_>) -> anyhow::Result<()> {
             sqlx::query_scalar(query).fetch_optional(database).await.ok()?
         };
         eventually("there is a dead letter", async || letter().await.is_some()).await?;
-        let parked = async || -> i64 {
-            let count = sqlx::query_scalar("SELECT count(*) FROM parked");
-            count.fetch_one(database).await.unwrap_or_default()
+        let parked = async || -> sqlx::Result<i64> {
+            sqlx::query_scalar("SELECT count(*) FROM parked").fetch_one(database).await
         };
-        eventually("what follows is parked", async || parked().await >= PILED_UP).await?;
-        scene.bit("records parked behind it", parked().await as f64);
+        let enough = async || parked().await.is_ok_and(|count| count >= PILED_UP);
+        eventually("what follows is parked", enough).await?;
+        scene.bit("records parked behind it", parked().await? as f64);
         sqlx::query("ALTER TABLE orders DROP CONSTRAINT poison").execute(database).await?;
         // Its later steps, if it ran out meanwhile, wait behind it as everything does.
         let id = letter().await.context("the dead letter is gone")?.to_string();
@@ -617,8 +804,8 @@ async fn two_relays(scene: &Scene<'_>) -> anyhow::Result<()> {
         scene.bit("leases lost to another", 1.0);
     }
     let (brokers, topic, sale) = (scene.stack.brokers(), scene.topic.clone(), scene.sale.clone());
-    let records =
-        tokio::task::spawn_blocking(move || books::records(&brokers, &topic, &sale)).await??;
+    let topic = tokio::task::spawn_blocking(move || books::topic(&brokers, &topic, &sale));
+    let records = topic.await??.records;
     let places: std::collections::HashSet<_> =
         records.iter().map(|record| (record.epoch, record.seq)).collect();
     scene.bit("records sent twice", (records.len() - places.len()) as f64);

@@ -113,6 +113,20 @@ impl Request {
         )
     }
 
+    /// Whether a 2xx on it shows the order that it is about.
+    pub fn shows_an_order(&self) -> bool {
+        matches!(
+            self,
+            Self::Place { .. }
+                | Self::BeginPayment { .. }
+                | Self::Confirm { .. }
+                | Self::Cancel { .. }
+                | Self::CancelByKey { .. }
+                | Self::Return { .. }
+                | Self::Get { .. }
+        )
+    }
+
     /// Whether it ends what an order holds, one way or the other.
     pub fn settles(&self) -> bool {
         matches!(self, Self::Confirm { .. } | Self::Cancel { .. } | Self::Webhook { .. })

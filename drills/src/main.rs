@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use clap::Parser;
 
 use crate::drills::{DRILLS, Drill};
@@ -34,6 +34,9 @@ struct Cli {
     /// What the callers do follows from it, and is printed; else random.
     #[arg(long)]
     seed: Option<u64>,
+    /// After so many minutes a drill is given up, and has failed.
+    #[arg(long, default_value_t = 30)]
+    minutes_max: u64,
     /// How often a fault is repeated; 20, in the short selection 2.
     #[arg(long)]
     times: Option<u32>,
@@ -92,8 +95,10 @@ fn run(cli: &Cli) -> anyhow::Result<bool> {
         seed: cli.seed.unwrap_or_else(rand::random),
         times: cli.times.unwrap_or(if short { 2 } else { 20 }),
         away: Duration::from_secs(cli.away_seconds.unwrap_or(if short { 5 } else { 120 })),
+        longest: Duration::from_secs(60 * cli.minutes_max),
     };
-    println!("seed {}", extent.seed);
+    let (seed, count) = (extent.seed, drills.len());
+    println!("seed {seed}; {count} drills, each of {} minutes at most", cli.minutes_max);
     let stack = Stack::start(cli.home.join("stack"), cli.port_base, cli.dev.clone())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut rows = Vec::new();
@@ -102,14 +107,17 @@ fn run(cli: &Cli) -> anyhow::Result<bool> {
         let row = runtime.block_on(one(drill, &stack, &cli.binary, &dir, &extent))?;
         println!("{row}");
         rows.push(row);
+        // Whatever ends the run, what was found so far is there.
+        report::write(&cli.home, &rows)?;
     }
     // What hangs in a call to Kafka ends with the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
-    report::write(&cli.home, &rows)?;
+    println!("\n{}", report::markdown(&rows));
     Ok(rows.iter().all(Row::passed))
 }
 
-/// Runs one drill and judges it. Its history and books stay only where it failed.
+/// Runs one drill and judges it; one that cannot begin has failed. Its history and books stay only where
+/// it failed.
 async fn one(
     drill: &Drill,
     stack: &Stack,
@@ -124,8 +132,27 @@ async fn one(
     std::fs::create_dir_all(dir)?;
     let began = Instant::now();
     let history = Arc::new(History::create(&dir.join("history.jsonl"))?);
+    let failed = |error: anyhow::Error| Row {
+        name: drill.name,
+        seed: extent.seed,
+        failures: vec![format!("it could not begin: {error:#}")],
+        seconds: began.elapsed().as_secs(),
+        ..Row::default()
+    };
+    let small;
+    let stack = match drill.layout.small_disk.map(|part| stack.with_small_disk(part)) {
+        None => stack,
+        Some(Ok(own)) => {
+            small = own;
+            &small
+        }
+        Some(Err(error)) => return Ok(failed(error)),
+    };
     let scene = Scene::set(stack, binary, drill.name, extent, &drill.layout, history.clone()).await;
-    let scene = scene.with_context(|| format!("{} could not begin", drill.name))?;
+    let scene = match scene {
+        Ok(scene) => scene,
+        Err(error) => return Ok(failed(error)),
+    };
     let ended = pressed(drill, &scene).await;
     let entries = history.entries();
     let count = |outcome| entries.iter().filter(|entry| entry.reply.outcome == outcome).count();
@@ -177,7 +204,9 @@ async fn pressed(drill: &Drill, scene: &Scene<'_>) -> anyhow::Result<()> {
         (drill.run)(scene).await?;
         scene.settled().await
     };
-    let drilled = drilled.await;
+    let longest = scene.extent.longest;
+    let drilled = tokio::time::timeout(longest, drilled).await;
+    let drilled = drilled.unwrap_or_else(|_| Err(anyhow!("given up after {longest:?}")));
     scene.callee.stop();
     callers.await?;
     drilled?;

@@ -3,8 +3,11 @@
 //! them, whatever becomes of us.
 
 use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -13,6 +16,11 @@ use anyhow::{Context, bail};
 /// How long anything that must come about may take, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Where a process of the service is to kill itself: `src/failpoint.rs`.
+const FAILPOINT: &str = "FAILPOINT";
+/// What fills a small disk, on it.
+const FILLING: &str = "filling";
+const SMALL_DISK: &str = "size=256m";
 
 /// Waits until `condition` holds.
 pub async fn eventually(
@@ -45,6 +53,8 @@ pub struct Stack {
     pub home: PathBuf,
     pub port_base: u16,
     dev: PathBuf,
+    /// Where the file system is mounted that one of its servers has to itself.
+    small_disk: Option<PathBuf>,
 }
 
 impl Stack {
@@ -52,10 +62,63 @@ impl Stack {
     pub fn start(home: PathBuf, port_base: u16, dev: PathBuf) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&home)?;
         let home = home.canonicalize()?;
-        let stack = Self { home, port_base, dev };
+        let stack = Self { home, port_base, dev, small_disk: None };
         stack.up("postgres")?;
         stack.up("kafka")?;
         Ok(stack)
+    }
+
+    /// One beside this, made anew, where a server keeps its files on a small file system of its own.
+    pub fn with_small_disk(&self, part: &str) -> anyhow::Result<Self> {
+        let home = self.home.with_file_name("small-disk");
+        let mut stack =
+            Self { home, port_base: self.port_base + 10, dev: self.dev.clone(), small_disk: None };
+        // Of a run that was killed.
+        stack.dev(&["down"])?;
+        for left in ["postgres", "kafka"].map(|part| stack.home.join(part)) {
+            Command::new("umount").arg(left).stderr(Stdio::null()).status()?;
+        }
+        std::fs::remove_dir_all(&stack.home)?;
+        let at = stack.home.join(part);
+        std::fs::create_dir_all(&at)?;
+        let mut mount = Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", SMALL_DISK, "tmpfs"]).arg(&at).output()?;
+        if !mounted.status.success() {
+            let said = String::from_utf8_lossy(&mounted.stderr);
+            bail!("a file system cannot be mounted, which needs root: {}", said.trim());
+        }
+        stack.small_disk = Some(at);
+        stack.up("postgres")?;
+        stack.up("kafka")?;
+        Ok(stack)
+    }
+
+    fn filling(&self) -> anyhow::Result<PathBuf> {
+        let small_disk = self.small_disk.as_ref().context("the stack has no small disk")?;
+        Ok(small_disk.join(FILLING))
+    }
+
+    /// Leaves no byte of the small disk free.
+    pub fn fill_disk(&self) -> anyhow::Result<()> {
+        let mut filling = File::create(self.filling()?)?;
+        let page = [0; 4096];
+        loop {
+            match filling.write_all(&page) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    pub fn free_disk(&self) -> anyhow::Result<()> {
+        Ok(std::fs::remove_file(self.filling()?)?)
+    }
+
+    /// How often a server has said that its disk is full.
+    pub fn complaints_of_disk(&self, part: &str) -> anyhow::Result<usize> {
+        let log = std::fs::read(self.home.join("logs").join(format!("{part}.log")))?;
+        Ok(String::from_utf8_lossy(&log).matches("No space left on device").count())
     }
 
     pub fn brokers(&self) -> String {
@@ -94,6 +157,11 @@ impl Drop for Stack {
         if let Err(error) = self.dev(&["down"]) {
             eprintln!("{error}");
         }
+        if let Some(small_disk) = &self.small_disk
+            && let Err(error) = Command::new("umount").arg(small_disk).status()
+        {
+            eprintln!("{}: {error}", small_disk.display());
+        }
     }
 }
 
@@ -115,12 +183,14 @@ impl Drop for Process {
 }
 
 impl Process {
-    fn start(&self) -> anyhow::Result<()> {
+    /// `more`: variables of this run alone.
+    fn start(&self, more: &[(&str, String)]) -> anyhow::Result<()> {
         std::fs::create_dir_all(&self.dir)?;
         let log = File::options().create(true).append(true).open(&self.log)?;
         let child = Command::new(&self.program)
             .args(&self.arguments)
             .envs(self.variables.iter().cloned())
+            .envs(more.iter().cloned())
             .current_dir(&self.dir)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -146,11 +216,45 @@ impl Process {
         signal(child.id(), name)
     }
 
-    /// Why it has ended by itself, if it has.
-    fn ended(&self) -> Option<String> {
+    /// How it has ended by itself, if it has.
+    fn exit_status(&self) -> Option<ExitStatus> {
         let mut child = self.child.lock().expect("no panic with the child");
-        let status = child.as_mut()?.try_wait().ok()??;
+        child.as_mut()?.try_wait().ok()?
+    }
+
+    fn ended(&self) -> Option<String> {
+        let status = self.exit_status()?;
         Some(format!("{} ended by itself, {status}; its log is {}", self.name, self.log.display()))
+    }
+}
+
+/// The wall clock of a process, which can be set while the process runs (`drills/clock`).
+pub struct Clock {
+    library: PathBuf,
+    path: PathBuf,
+}
+
+impl Clock {
+    /// Goes right at first.
+    pub fn new(library: PathBuf, path: PathBuf) -> anyhow::Result<Self> {
+        if !library.exists() {
+            bail!("there is no {}", library.display());
+        }
+        std::fs::create_dir_all(path.parent().context("a file is in a directory")?)?;
+        std::fs::write(&path, 0_i64.to_le_bytes())?;
+        Ok(Self { library, path })
+    }
+
+    /// From now on it goes ahead by so much. The file stays the same one: processes have it mapped.
+    pub fn set(&self, ahead_ms: i64) -> anyhow::Result<()> {
+        let file = File::options().write(true).open(&self.path)?;
+        Ok(file.write_all_at(&ahead_ms.to_le_bytes(), 0)?)
+    }
+
+    /// What a process needs in its environment to go by it.
+    pub fn variables(&self) -> [(String, String); 2] {
+        let text = |path: &Path| path.display().to_string();
+        [("LD_PRELOAD".into(), text(&self.library)), ("DRILL_CLOCK".into(), text(&self.path))]
     }
 }
 
@@ -167,6 +271,7 @@ impl Redis {
         name: &str,
         port: u16,
         options: &[&str],
+        clock: Option<&Clock>,
     ) -> anyhow::Result<Self> {
         let dir = home.join("redis").join(name);
         if dir.exists() {
@@ -193,7 +298,7 @@ impl Redis {
             dir,
             program: "redis-server".into(),
             arguments: fixed.into_iter().chain(options.iter().map(|&word| word.into())).collect(),
-            variables: Vec::new(),
+            variables: clock.map(Clock::variables).into_iter().flatten().collect(),
             child: Mutex::default(),
         };
         let redis = Self { port, process };
@@ -216,7 +321,7 @@ impl Redis {
     }
 
     pub async fn start_again(&self) -> anyhow::Result<()> {
-        self.process.start()?;
+        self.process.start(&[])?;
         eventually("Redis answers", async || self.ask::<String>(&redis::cmd("PING")).await.is_ok())
             .await
     }
@@ -240,6 +345,12 @@ impl Redis {
         let said: String = self.ask(redis::cmd("INFO").arg(section)).await?;
         let word = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         Ok(word.unwrap_or_default().trim().to_owned())
+    }
+
+    /// What `TIME` says, in milliseconds.
+    pub async fn time_ms(&self) -> anyhow::Result<i64> {
+        let (seconds, microseconds): (i64, i64) = self.ask(&redis::cmd("TIME")).await?;
+        Ok(seconds * 1000 + microseconds / 1000)
     }
 
     /// The same, of a number or a count; 0 where it is not mentioned.
@@ -293,7 +404,7 @@ impl Service {
 
     /// Returns when it is ready.
     pub async fn start_again(&self) -> anyhow::Result<()> {
-        self.process.start()?;
+        self.process.start(&[])?;
         let url = format!("{}/readyz", self.inner_url);
         eventually(&format!("{} is ready", self.name), async || {
             let answer = self.http.get(&url).timeout(Duration::from_secs(2)).send().await;
@@ -305,6 +416,18 @@ impl Service {
     /// SIGKILL.
     pub fn kill(&self) {
         self.process.kill();
+    }
+
+    /// Starts it, and returns when it has killed itself at its passing of this point.
+    pub async fn die_at(&self, point: &str, passing: u32) -> anyhow::Result<()> {
+        self.process.start(&[(FAILPOINT, format!("{point}:{passing}"))])?;
+        let what = format!("{} dies at {point}, passing {passing}", self.name);
+        eventually(&what, async || self.process.exit_status().is_some()).await?;
+        let status = self.process.exit_status().context("it has ended")?;
+        if !was_killed(status) {
+            bail!("{} ended before {point}: {status}", self.name);
+        }
+        Ok(())
     }
 
     pub fn freeze(&self) -> anyhow::Result<()> {
@@ -328,15 +451,45 @@ impl Service {
         self.process.ended()
     }
 
-    /// The sum over a metric's labels; 0 where it is not there.
+    /// The sum over a metric's labels. One that is not there is an error: it would be taken for 0.
     pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
         let url = format!("{}/metrics", self.inner_url);
-        let text = self.http.get(url).timeout(Duration::from_secs(5)).send().await?.text().await?;
+        let answer = self.http.get(url).timeout(Duration::from_secs(5)).send().await?;
+        let text = answer.error_for_status()?.text().await?;
         let lines = text.lines().filter(|line| {
             line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
         });
-        Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+        let values = lines.map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<f64>());
+        let values: Vec<_> = values.collect::<Result<_, _>>()?;
+        if values.is_empty() {
+            bail!("{} has no metric {name}", self.name);
+        }
+        Ok(values.iter().sum())
     }
+}
+
+fn was_killed(status: ExitStatus) -> bool {
+    status.signal() == Some(9)
+}
+
+/// Runs the service's binary until it has killed itself at its passing of this point.
+pub fn run_to_death(
+    binary: &Path,
+    settings: &[(String, String)],
+    arguments: &[&str],
+    (point, passing): (&str, u32),
+) -> anyhow::Result<()> {
+    let output = Command::new(binary)
+        .args(arguments)
+        .envs(settings.iter().cloned())
+        .env(FAILPOINT, format!("{point}:{passing}"))
+        .stdin(Stdio::null())
+        .output()?;
+    if !was_killed(output.status) {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("holdfast {arguments:?} ended before {point}, {}: {said}", output.status);
+    }
+    Ok(())
 }
 
 /// Runs the service's binary to its end and returns what it printed.

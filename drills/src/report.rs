@@ -77,14 +77,14 @@ impl fmt::Display for Row {
     }
 }
 
-fn markdown(rows: &[Row]) -> String {
+pub fn markdown(rows: &[Row]) -> String {
     let mut table = String::from(
-        "| drill | requests | ok | refused | unknown | faults | it bit | callers notice | recovered | lost | verdict |\n\
-         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+        "| drill | requests | ok | refused | unknown | faults | it bit | callers notice | recovered | lost | took | verdict |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for row in rows {
         table += &format!(
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} s | {} |\n",
             row.name,
             row.requests,
             row.ok,
@@ -95,17 +95,16 @@ fn markdown(rows: &[Row]) -> String {
             seconds(row.noticed_ms),
             seconds(row.recovered_ms),
             row.lost,
+            row.seconds,
             row.verdict(),
         );
     }
     table
 }
 
-/// Prints the table, and leaves it as `table.md` and `table.json`.
+/// Leaves the table as `table.md` and `table.json`.
 pub fn write(home: &Path, rows: &[Row]) -> anyhow::Result<()> {
-    let table = markdown(rows);
-    println!("\n{table}");
-    std::fs::write(home.join("table.md"), table)?;
+    std::fs::write(home.join("table.md"), markdown(rows))?;
     std::fs::write(home.join("table.json"), serde_json::to_string_pretty(rows)?)?;
     Ok(())
 }

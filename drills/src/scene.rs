@@ -12,7 +12,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use crate::books::{self, Books, lane_key};
 use crate::history::{Entry, History, Outcome, Request, now_ms};
-use crate::parts::{Redis, Service, Stack, eventually, run};
+use crate::parts::{Clock, Redis, Service, Stack, eventually, run, run_to_death};
 use crate::proxy::Proxy;
 use crate::workload::{Callee, definition};
 
@@ -27,6 +27,8 @@ pub struct Extent {
     pub times: u32,
     /// How long a server stays away.
     pub away: Duration,
+    /// How long a drill may take.
+    pub longest: Duration,
 }
 
 /// What a drill starts from.
@@ -40,6 +42,16 @@ pub struct Layout {
     /// Has a replica of Redis, which calls wait for where they ask for `replicated`.
     pub replica: bool,
     pub durability: Option<&'static str>,
+    /// Redis and the service's process `sweeper` have clocks of their own, which can be set.
+    pub clocks: bool,
+    /// The server, of PostgreSQL and Kafka, that has a small disk to itself.
+    pub small_disk: Option<&'static str>,
+}
+
+/// The wall clocks that a drill may set.
+pub struct Clocks {
+    pub redis: Clock,
+    pub sweeper: Clock,
 }
 
 /// One fault: from when to when, and when all was well again.
@@ -54,6 +66,7 @@ pub struct Scene<'a> {
     pub extent: Extent,
     pub stack: &'a Stack,
     pub redis: Redis,
+    pub clocks: Option<Clocks>,
     pub replica: Option<Redis>,
     pub to_redis: Proxy,
     /// What the replica replicates through.
@@ -72,6 +85,15 @@ pub struct Scene<'a> {
     bites: Mutex<BTreeMap<&'static str, f64>>,
 }
 
+impl Clocks {
+    fn of(binary: &Path, home: &Path) -> anyhow::Result<Self> {
+        // It is built beside the service.
+        let library = binary.with_file_name("libholdfast_drills_clock.so");
+        let clock = |name| Clock::new(library.clone(), home.join("clocks").join(name));
+        Ok(Self { redis: clock("redis")?, sweeper: clock("sweeper")? })
+    }
+}
+
 impl<'a> Scene<'a> {
     pub async fn set(
         stack: &'a Stack,
@@ -84,7 +106,10 @@ impl<'a> Scene<'a> {
         // A run of its own, whatever an earlier one of the same seed left behind.
         let run_name = format!("{}_{:x}", name.replace('-', "_"), now_ms());
         let options = [&["--appendfsync", "everysec"], layout.redis].concat();
-        let redis = Redis::start(&stack.home, "primary", stack.port_base + 2, &options).await?;
+        let clocks = if layout.clocks { Some(Clocks::of(binary, &stack.home)?) } else { None };
+        let clock = clocks.as_ref().map(|clocks| &clocks.redis);
+        let port = stack.port_base + 2;
+        let redis = Redis::start(&stack.home, "primary", port, &options, clock).await?;
         let to_primary = Proxy::start(redis.port).await?;
         let replica = if layout.replica {
             Some(replica_of(stack, "replica", stack.port_base + 6, to_primary.port).await?)
@@ -128,6 +153,10 @@ impl<'a> Scene<'a> {
             .connect_lazy_with(options);
         let mut services = Vec::new();
         for (name, roles) in layout.services {
+            let mut settings = settings.clone();
+            if let Some(clocks) = clocks.as_ref().filter(|_| *name == "sweeper") {
+                settings.extend(clocks.sweeper.variables());
+            }
             services.push(Service::start(&stack.home, binary, name, roles, &settings).await?);
         }
         let urls = layout.services.iter().zip(&services);
@@ -144,6 +173,7 @@ impl<'a> Scene<'a> {
             extent: extent.clone(),
             stack,
             redis,
+            clocks,
             replica,
             to_redis,
             to_primary,
@@ -196,6 +226,11 @@ impl<'a> Scene<'a> {
         run(&self.binary, &self.settings, arguments)
     }
 
+    /// The same, but it kills itself at its passing of this point.
+    pub fn holdfast_dies(&self, arguments: &[&str], at: (&str, u32)) -> anyhow::Result<()> {
+        run_to_death(&self.binary, &self.settings, arguments, at)
+    }
+
     /// Says that the fault did its harm: what was seen of it, and how much.
     pub fn bit(&self, what: &'static str, how_much: f64) {
         if how_much > 0.0 {
@@ -245,7 +280,7 @@ impl<'a> Scene<'a> {
         let mut ask = redis::cmd("HGET");
         let mark: Option<i64> =
             self.redis_now().ask(ask.arg(lane_key(&self.sale, "lane")).arg(name)).await?;
-        Ok(mark.unwrap_or_default())
+        mark.with_context(|| format!("the lane has no {name}"))
     }
 
     /// The Redis that the service talks to now.
@@ -314,18 +349,18 @@ impl<'a> Scene<'a> {
     pub async fn books(&self) -> anyhow::Result<Books> {
         let lane = books::lane(&self.redis_now().url(), &self.sale).await.context("Redis")?;
         let (brokers, topic, sale) = (self.stack.brokers(), self.topic.clone(), self.sale.clone());
-        let records = tokio::task::spawn_blocking(move || books::records(&brokers, &topic, &sale))
+        let topic = tokio::task::spawn_blocking(move || books::topic(&brokers, &topic, &sale))
             .await?
             .context("Kafka")?;
         let database = books::database(&self.database, &self.sale).await.context("PostgreSQL")?;
-        Ok(Books { lane, records, database })
+        Ok(Books { lane, topic, database })
     }
 }
 
 /// Returns when it has all that the primary has.
 async fn replica_of(stack: &Stack, name: &str, port: u16, primary: u16) -> anyhow::Result<Redis> {
     let options = ["--appendfsync", "everysec", "--replicaof", "127.0.0.1", &primary.to_string()];
-    let replica = Redis::start(&stack.home, name, port, &options).await?;
+    let replica = Redis::start(&stack.home, name, port, &options, None).await?;
     eventually("the replica follows", async || {
         let link = replica.info_word("replication", "master_link_status").await;
         link.is_ok_and(|link| link == "up")

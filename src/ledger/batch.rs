@@ -20,6 +20,7 @@ use crate::domain::ids::LaneId;
 use crate::domain::names::Sku;
 use crate::domain::order::Order;
 use crate::domain::stock::{Adjustment, Change};
+use crate::failpoint;
 
 /// How a batch moves one lane's mark. It does so only from `expected` and while `epoch` is open: this is
 /// what keeps two writers, or one that was taken for dead, from applying anything twice.
@@ -98,6 +99,7 @@ impl Ledger {
     pub async fn apply(&self, batch: &Batch) -> Result<Applied, ApplyError> {
         let mut transaction = self.pool.begin().await?;
         let applied = write(&mut transaction, batch).await?;
+        failpoint::pass("writer-written");
         transaction.commit().await?;
         Ok(applied)
     }

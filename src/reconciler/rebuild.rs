@@ -39,6 +39,7 @@ use crate::domain::names::{BuyerId, KeyName, Sku};
 use crate::domain::order::{Order, Status};
 use crate::domain::stock::Adjustment;
 use crate::domain::time::Timestamp;
+use crate::failpoint;
 use crate::lanes::command::Define;
 use crate::lanes::recovery::{
     Claim, Claimed, Found, Part, adjustment_record, order_record, refund_note, return_note,
@@ -420,12 +421,14 @@ impl Attempt<'_> {
         let token = RebuildToken::new(rand::random());
         let taken = ledger.within_patience(ledger.take_epoch(self.lane, self.marks.epoch, token));
         let epoch = taken.await?.ok_or(RecoveryError::Lost)?;
+        failpoint::pass("rebuild-taken");
         let claim = Claim { lane: self.lane.clone(), epoch, token };
         let found = match lanes.claim(&claim, self.wish.rebuild).await? {
             Claimed::Ours(found) => found,
             Claimed::Open => return Ok(None),
             Claimed::Lost => return Err(RecoveryError::Lost),
         };
+        failpoint::pass("rebuild-claimed");
         report.epoch = Some(epoch);
         report.seq_before = found.is_there.then_some(found.seq);
         let secret = self.shared().catalog.secret(self.sale.secret_version).await?;
@@ -436,6 +439,7 @@ impl Attempt<'_> {
         };
         self.drain(&found, &secret).await?;
         let recorded = self.seal(&claim).await?;
+        failpoint::pass("rebuild-sealed");
         report.seq = Some(recorded);
         self.note_losses(&found, recorded, &secret, report).await?;
         let has_lost_nothing = report.lost_max == 0 && self.is_whole(&found, recorded);
@@ -587,9 +591,11 @@ impl Attempt<'_> {
         for (part, pairs) in &image.parts {
             for chunk in pairs.chunks(options.recovery_chunk) {
                 kept(lanes.write(claim, *part, chunk).await?)?;
+                failpoint::pass("rebuild-chunk");
             }
         }
         self.prove(&image, secret).await?;
+        failpoint::pass("rebuild-proven");
         kept(lanes.open(claim, recorded).await?)?;
         if self.sale.version > image.version {
             self.define_again().await;

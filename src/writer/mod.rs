@@ -24,6 +24,7 @@ use crate::bus::record::{DecodeError, Message, decode};
 use crate::config::{self, Config, millis};
 use crate::domain::event::Event;
 use crate::domain::ids::LaneId;
+use crate::failpoint;
 use crate::ledger::{
     Applied, ApplyError, DeadReason, LaneMark, Ledger, LedgerError, ParkedKey, Place, StoredRecord,
 };
@@ -294,6 +295,7 @@ impl Writer {
         }
         let began = Instant::now();
         let applied = self.ledger.apply(&plan.batch).await?;
+        failpoint::pass("writer-committed");
         self.metrics.batch_duration.observe(began.elapsed().as_secs_f64());
         self.tell(&plan, applied);
         Ok(Done { left: plan.left, ready: applied.ready, arrivals: Vec::new() })

@@ -227,6 +227,40 @@ async fn a_relay_that_is_killed_is_followed_by_the_other_and_nothing_is_recorded
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_relay_goes_on_behind_what_was_trimmed_before_it_could_read_it() {
+    let mut pipeline = Pipeline::new("trimmed", 300).await;
+    let first = pipeline.relay();
+    // One by one, so that each is an entry of the outbox.
+    for order in 0..300 {
+        pipeline.reserve(&format!("k-{order}")).await;
+    }
+    until("Kafka has all of the lane", || async {
+        let marks = pipeline.lanes.marks(&pipeline.lane).await.expect("marks");
+        marks.logged == marks.seq
+    })
+    .await;
+    first.abort();
+    // What nobody told the lane is recorded: the next relay begins at its first event.
+    let seq = pipeline.lanes.marks(&pipeline.lane).await.expect("marks").seq;
+    let writer = pipeline.stack.writer();
+    until("all of it is recorded", || async {
+        pipeline.stack.recorded(&pipeline.lane).await == Some(seq)
+    })
+    .await;
+    // It reads slowly, and hears from the database long before it is through.
+    pipeline.config.relay.read_max = 1;
+    let second = pipeline.relay();
+    until("the lane knows that it is recorded", || async {
+        pipeline.lanes.marks(&pipeline.lane).await.expect("marks").recorded == seq
+    })
+    .await;
+    pipeline.hold(10).await;
+    pipeline.until_recorded().await;
+    second.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fresh_fleet_that_has_seen_nothing_learns_from_the_database_that_a_lane_lost_what_is_recorded()
  {
     let mut pipeline = Pipeline::new("behind", 300).await;

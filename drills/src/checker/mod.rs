@@ -11,7 +11,7 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::books::{Books, Counters, Record, key_of};
+use crate::books::{Books, Counters, Record, SEALED, key_of};
 use crate::history::{Entry, Lines, Outcome, Request, Shown, lines_of, time_of};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -49,6 +49,9 @@ pub struct Expected {
     pub topic_truncated: bool,
     /// What Redis may forget of what it answered.
     pub forgets: Forgets,
+    /// How far Redis' clock is put ahead of the callers' at most: by so much a hold may end before its
+    /// deadline on theirs, never on the lane's.
+    pub clock_ahead_ms: i64,
 }
 
 /// What became of answers that no more than Redis' memory stood for. Answers that were promised more are
@@ -207,7 +210,7 @@ impl<'a> Case<'a> {
     /// The recorded events that the topic has, in order.
     fn events(&self) -> Vec<Event<'a>> {
         let mut records = HashMap::new();
-        for record in &self.books.records {
+        for record in &self.books.topic.records {
             records.entry((record.epoch, record.seq)).or_insert(record);
         }
         let first_rows = self.books.database.ledger.iter().filter(|row| row.line == 0);
@@ -355,7 +358,14 @@ impl<'a> Case<'a> {
         let mut told = HashSet::new();
         let mut judged = HashSet::new();
         for entry in self.history {
-            let Some(shown) = entry.reply.order() else { continue };
+            let Some(shown) = entry.reply.order() else {
+                if entry.reply.outcome == Outcome::Ok && entry.request.shows_an_order() {
+                    let evidence =
+                        format!("answered at {}: {}", entry.answered_ms, entry.reply.body);
+                    self.violated(Invariant::I3, "unreadable-answer", evidence);
+                }
+                continue;
+            };
             told.insert(shown.id);
             if entry.reply.outcome != Outcome::Ok {
                 continue;
@@ -563,13 +573,19 @@ impl<'a> Case<'a> {
             seqs.insert(row.seq, row.epoch);
         }
         let mut known: HashMap<(i64, i64), &Record> = HashMap::new();
-        for record in &self.books.records {
+        for what in &self.books.topic.unreadable {
+            self.violated(Invariant::I5, "unreadable-record", what.clone());
+        }
+        for record in &self.books.topic.records {
+            if record.kind.starts_with("order.") && event_order(&record.data).is_none() {
+                let evidence = format!("{record:?} shows no order");
+                self.violated(Invariant::I5, "unreadable-record", evidence);
+            }
             if record.partition != database.partition {
                 let evidence = format!("{record:?} is not in partition {}", database.partition);
                 self.violated(Invariant::I5, "wrong-partition", evidence);
             }
-            // The seal of an epoch is no event of the lane's own.
-            if record.kind == "lane.sealed" {
+            if record.kind == SEALED {
                 continue;
             }
             let place = (record.epoch, record.seq);
@@ -625,7 +641,7 @@ impl<'a> Case<'a> {
             let Some(shown) = entry.reply.order() else { continue };
             let deadline = promised.get(shown.id).copied().unwrap_or_default();
             let early = entry.reply.code.as_deref() == Some("order-expired")
-                && entry.answered_ms < deadline;
+                && entry.answered_ms + self.expected.clock_ahead_ms < deadline;
             if early {
                 let evidence = format!(
                     "{} was said to be over at {}, promised until {deadline}",

@@ -101,7 +101,15 @@ impl Shop {
         row.total = row.counters.total();
         let offset = seq - 1;
         let kind = kind.to_owned();
-        self.books.records.push(Record { partition: 0, offset, kind, epoch: 1, seq, at_ms, data });
+        self.books.topic.records.push(Record {
+            partition: 0,
+            offset,
+            kind,
+            epoch: 1,
+            seq,
+            at_ms,
+            data,
+        });
     }
 
     fn row(&mut self, id: &str) -> &mut OrderRow {
@@ -288,6 +296,21 @@ fn i1_an_answer_about_stock_that_does_not_add_up() {
 }
 
 #[test]
+fn what_cannot_be_read_is_not_passed_over() {
+    let (mut shop, _) = busy_shop();
+    shop.books.topic.unreadable.push("0/3: it has no ce_seq".into());
+    shop.breaks(Invariant::I5, "unreadable-record");
+    let (mut shop, _) = busy_shop();
+    let mut records = shop.books.topic.records.iter_mut();
+    let record = records.find(|record| record.kind == "order.refund_due").expect("a refund");
+    record.data["order"]["expires_at"] = Value::Null;
+    shop.breaks(Invariant::I5, "unreadable-record");
+    let (mut shop, [sold, ..]) = busy_shop();
+    shop.answer(Request::Get { order: sold }, 200, json!({"id": "ord_1"}));
+    shop.breaks(Invariant::I3, "unreadable-answer");
+}
+
+#[test]
 fn i2_counters_that_differ() {
     let (mut shop, _) = busy_shop();
     shop.books.lane.stock.get_mut("a").expect("an SKU").available += 1;
@@ -449,42 +472,42 @@ fn i5_a_gap_a_repeat_and_a_mark_that_is_not_the_end() {
 #[test]
 fn i5_a_topic_that_tells_another_story() {
     let (mut shop, _) = busy_shop();
-    let mut fork = shop.books.records[3].clone();
+    let mut fork = shop.books.topic.records[3].clone();
     fork.data["order"]["buyer_id"] = "another".into();
-    shop.books.records.push(fork);
+    shop.books.topic.records.push(fork);
     shop.breaks(Invariant::I5, "fork");
     let (mut shop, _) = busy_shop();
-    shop.books.records[1].data["changes"] = json!([]);
+    shop.books.topic.records[1].data["changes"] = json!([]);
     shop.breaks(Invariant::I5, "topic-and-ledger-differ");
     let (mut shop, _) = busy_shop();
-    shop.books.records[2].partition = 1;
+    shop.books.topic.records[2].partition = 1;
     shop.breaks(Invariant::I5, "wrong-partition");
 }
 
 #[test]
 fn i5_a_record_that_is_missing_or_not_recorded() {
     let (mut shop, _) = busy_shop();
-    shop.books.records.remove(3);
+    shop.books.topic.records.remove(3);
     shop.breaks(Invariant::I5, "topic-and-ledger-differ");
     let truncated = Expected { topic_truncated: true, ..Expected::default() };
     assert_eq!(shop.rules_expecting(&truncated), BTreeSet::new());
     let (mut shop, _) = busy_shop();
-    let last = shop.books.records.last().expect("a record").clone();
+    let last = shop.books.topic.records.last().expect("a record").clone();
     let (offset, seq) = (last.offset + 1, last.seq + 1);
-    shop.books.records.push(Record { offset, seq, ..last });
+    shop.books.topic.records.push(Record { offset, seq, ..last });
     shop.breaks(Invariant::I5, "topic-and-ledger-differ");
 }
 
 #[test]
 fn i5_the_same_record_twice_and_an_echo_of_an_older_epoch_are_no_violation() {
     let (mut shop, _) = busy_shop();
-    let again = shop.books.records[3].clone();
-    shop.books.records.push(Record { offset: 100, ..again });
+    let again = shop.books.topic.records[3].clone();
+    shop.books.topic.records.push(Record { offset: 100, ..again });
     assert_eq!(shop.rules(), BTreeSet::new());
-    let mut echo = shop.books.records[3].clone();
+    let mut echo = shop.books.topic.records[3].clone();
     (shop.books.lane.epoch, shop.books.database.epoch) = (2, 2);
     (echo.seq, echo.offset) = (echo.seq + 100, 101);
-    shop.books.records.push(echo);
+    shop.books.topic.records.push(echo);
     assert_eq!(shop.rules(), BTreeSet::new());
 }
 
@@ -518,6 +541,21 @@ fn i6_an_answer_promised_more_time_than_the_order_got() {
     let code = json!({"code": "order-expired", "order": shown});
     shop.answer(place("u4", "k1", 1), 409, code);
     shop.breaks(Invariant::I6, "over-before-its-deadline");
+}
+
+#[test]
+fn i6_a_clock_that_is_ahead_ends_holds_early_by_so_much_and_never_on_the_lanes_clock() {
+    let (mut shop, [_, _, _, held]) = busy_shop();
+    let shown = shop.shown(&held);
+    let code = json!({"code": "order-expired", "order": shown});
+    shop.answer(place("u4", "k1", 1), 409, code);
+    let early = (Invariant::I6, "over-before-its-deadline");
+    let ahead = |ms| Expected { clock_ahead_ms: ms, ..Expected::default() };
+    assert_eq!(shop.rules_expecting(&ahead(HOLD_MS)), BTreeSet::new());
+    assert_eq!(shop.rules_expecting(&ahead(HOLD_MS / 2)), BTreeSet::from([early]));
+    shop.release(&held, "expired");
+    let released = (Invariant::I6, "released-before-its-deadline");
+    assert!(shop.rules_expecting(&ahead(HOLD_MS)).contains(&released));
 }
 
 #[test]
