@@ -26,19 +26,46 @@ pub struct Used {
 impl Usage {
     pub fn of(pids: &[u32]) -> Result<Self> {
         let busy = pids.iter().map(|pid| busy(*pid)).collect::<Result<_>>()?;
-        let stat = std::fs::read_to_string("/proc/stat")?;
-        let total: Vec<u32> =
-            stat.lines().next().unwrap_or_default().split(' ').flat_map(str::parse).collect();
+        let total = machine_ticks()?;
         let idle = total.get(3..5).context("/proc/stat has no idle time")?;
         Ok(Self { at: Instant::now(), busy, idle: TICK * idle.iter().sum::<u32>() })
     }
 
     pub fn since(&self, before: &Self) -> Used {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
         let busy = self.busy.iter().zip(&before.busy).map(|(after, before)| *after - *before);
         let idle = (self.idle - before.idle).as_secs_f64();
-        Used { busy: busy.collect(), idle: idle / ((self.at - before.at).as_secs_f64() * cores) }
+        Used { busy: busy.collect(), idle: idle / ((self.at - before.at).as_secs_f64() * cores()) }
     }
+}
+
+/// Time that others on the hypervisor had of what this machine had use for, so far.
+pub struct Stolen {
+    at: Instant,
+    time: Duration,
+}
+
+impl Stolen {
+    pub fn now() -> Result<Self> {
+        let stolen = *machine_ticks()?.get(7).context("/proc/stat has no stolen time")?;
+        Ok(Self { at: Instant::now(), time: TICK * stolen })
+    }
+
+    /// Share of the machine that was stolen since then, 0-1. Not every hypervisor says so.
+    pub fn share_since(&self) -> Result<f64> {
+        let now = Self::now()?;
+        let stolen = (now.time - self.time).as_secs_f64();
+        Ok(stolen / ((now.at - self.at).as_secs_f64() * cores()))
+    }
+}
+
+fn cores() -> f64 {
+    std::thread::available_parallelism().map_or(1, usize::from) as f64
+}
+
+/// What all CPUs did, kind by kind, proc(5).
+fn machine_ticks() -> Result<Vec<u32>> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    Ok(stat.lines().next().unwrap_or_default().split(' ').flat_map(str::parse).collect())
 }
 
 /// User and system time of a process, proc(5).
