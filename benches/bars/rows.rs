@@ -244,9 +244,10 @@ impl Bench<'_> {
         let (bare, _) = self.press_bare(&self.load("", "sale")).await?;
         let bare_rate = bare.answered as f64 / bare.seconds;
         let warm = self.press_new_recorded(&service, None, self.effort.seconds).await?;
-        let mut rate = 0.9 * warm.rate;
+        // No rate beyond that of callers who wait for their answers can be kept up; from there down.
+        let mut rate = warm.rate;
         let (mut tried, mut kept) = (Vec::new(), None);
-        while kept.is_none() && tried.len() < 12 {
+        while kept.is_none() && tried.len() < 16 {
             let probe =
                 self.press_new_recorded(&service, Some(rate), 3 * self.effort.seconds).await?;
             tried.push(format!("{:.0}/s: {:.1} s behind", probe.rate, probe.behind));
@@ -259,7 +260,7 @@ impl Bench<'_> {
                 ));
                 kept = (long.behind <= 1.0).then_some(long);
             }
-            rate *= 0.9;
+            rate *= 0.95;
         }
         let tried = tried.join(", ");
         let (held, bytes) = kept.map_or((0.0, f64::NAN), |kept| (kept.rate, kept.bytes_an_order));
@@ -298,7 +299,7 @@ impl Bench<'_> {
         seconds: u64,
     ) -> Result<Recorded> {
         let duration = Duration::from_secs(seconds);
-        let load = Load { rate, duration, connections: 64, ..self.load(&service.url, sale) };
+        let load = Load { rate, duration, ..self.load(&service.url, sale) };
         let behind = Cell::new(0.0_f64);
         let pressing = std::pin::pin!(self.press(service, &load));
         let watching = std::pin::pin!(async {
