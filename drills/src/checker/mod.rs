@@ -88,15 +88,105 @@ struct EventOrder {
     expires_ms: i64,
 }
 
+/// What the ledger or the topic says of one event.
+#[derive(Debug, PartialEq)]
+struct Told<'a> {
+    event: &'a str,
+    order: Option<&'a str>,
+    at_ms: i64,
+    moved: BTreeMap<&'a str, Counters>,
+}
+
+impl<'a> Told<'a> {
+    fn by(record: &'a Record) -> Self {
+        Self {
+            event: record.kind.rsplit('.').next().unwrap_or_default(),
+            order: record.data["order"]["id"].as_str(),
+            at_ms: record.at_ms,
+            moved: changes_of(&record.data),
+        }
+    }
+}
+
+/// A payment that a caller said was made.
+struct Paid<'a> {
+    sent_ms: i64,
+    payment: &'a str,
+    lines: Option<&'a Lines>,
+    /// It was taken, and bought nothing.
+    refused: bool,
+}
+
+/// What callers asked of an order, without what was definitely not done.
+#[derive(Default)]
+struct Asked<'a> {
+    cancelled_ms: Option<i64>,
+    paid: Vec<Paid<'a>>,
+    /// By key: when it was sent first, whether to restock, and the lines.
+    returns: BTreeMap<&'a str, (i64, bool, Option<&'a Lines>)>,
+}
+
+/// By the order's id.
+fn asked(history: &[Entry]) -> HashMap<&str, Asked<'_>> {
+    let mut keys = HashMap::new();
+    for entry in history {
+        if let Request::Place { buyer, key, .. } | Request::CancelByKey { buyer, key, .. } =
+            &entry.request
+            && let Some(shown) = entry.reply.order()
+        {
+            keys.insert((buyer.as_str(), key.as_str()), shown.id);
+        }
+    }
+    let mut asked: HashMap<&str, Asked> = HashMap::new();
+    for entry in history {
+        let refused = entry.reply.outcome == Outcome::Refused;
+        // A refusal that owes the payment has done something: it may have left a tombstone.
+        if refused && !entry.reply.body["refund_id"].is_string() {
+            continue;
+        }
+        let sent_ms = entry.sent_ms;
+        let (order, paid) = match &entry.request {
+            Request::Cancel { order } => (order.as_str(), None),
+            Request::CancelByKey { buyer, key, .. } => {
+                let Some(order) = keys.get(&(buyer.as_str(), key.as_str())) else { continue };
+                (*order, None)
+            }
+            Request::Confirm { order, payment, lines } => {
+                (order.as_str(), Some((payment, lines.as_ref())))
+            }
+            Request::Webhook { order, payment, succeeded: true } => {
+                (order.as_str(), Some((payment, None)))
+            }
+            Request::Return { order, key, lines, restock } => {
+                let returns = &mut asked.entry(order).or_default().returns;
+                let known = returns.entry(key).or_insert((sent_ms, *restock, lines.as_ref()));
+                known.0 = known.0.min(sent_ms);
+                continue;
+            }
+            _ => continue,
+        };
+        let of_order = asked.entry(order).or_default();
+        if let Some((payment, lines)) = paid {
+            of_order.paid.push(Paid { sent_ms, payment, lines, refused });
+        } else {
+            let first = of_order.cancelled_ms.map_or(sent_ms, |first| first.min(sent_ms));
+            of_order.cancelled_ms = Some(first);
+        }
+    }
+    asked
+}
+
 pub fn check(history: &[Entry], books: &Books, expected: &Expected) -> Vec<Violation> {
     let (found, undone) = (Vec::new(), BTreeSet::new());
     let mut case = Case { history, books, expected, found, undone };
     case.conservation();
     case.agreement();
     case.answers();
+    case.totals();
     case.limits();
     case.sequence();
     case.deadlines();
+    case.steps();
     case.payments();
     case.forgotten();
     case.found
@@ -385,7 +475,7 @@ impl<'a> Case<'a> {
                 self.contradicted(entry, shown.id, Invariant::I3, "answer-was-undone", evidence);
             }
             let Request::Place { buyer, lines, .. } = &entry.request else { continue };
-            if !judged.insert((shown.id, "placed")) {
+            if !judged.insert((shown.id, "placed")) && !was_promised(entry) {
                 continue;
             }
             let mut held: Vec<_> = holds.get(shown.id).cloned().unwrap_or_default();
@@ -435,6 +525,55 @@ impl<'a> Case<'a> {
                 let evidence = format!("nobody was told of {id}");
                 self.violated(Invariant::I3, "adjustment-from-nowhere", evidence);
             }
+        }
+    }
+
+    /// I1: what there is is what was defined, adjusted and taken back for good, by what callers were told.
+    fn totals(&mut self) {
+        let database = &self.books.database;
+        let mut totals: BTreeMap<&str, i64> = BTreeMap::new();
+        let mut adjusted = BTreeMap::new();
+        for entry in self.ok() {
+            match &entry.request {
+                Request::Define { definition, .. } => {
+                    let skus = definition["skus"].as_array().into_iter().flatten();
+                    totals = skus
+                        .filter_map(|sku| Some((sku["sku"].as_str()?, sku["stock"].as_i64()?)))
+                        .collect();
+                }
+                Request::Adjust { sku, delta, .. } => {
+                    let id = entry.reply.body["id"].as_str().unwrap_or_default();
+                    adjusted.insert(id, (sku.as_str(), *delta));
+                }
+                _ => {}
+            }
+        }
+        for (sku, delta) in adjusted.into_values() {
+            *totals.entry(sku).or_default() += delta;
+        }
+        // That somebody asked for these: `steps`.
+        for row in database.ledger.iter().filter(|row| row.event == "returned") {
+            if let Some(sku) = row.sku.as_deref() {
+                *totals.entry(sku).or_default() += row.moved.total();
+            }
+        }
+        for (sku, row) in &database.counters {
+            let total = totals.remove(sku.as_str()).unwrap_or_default();
+            if total != row.total {
+                let evidence = format!("{sku}: callers know of {total}, the database has {row:?}");
+                self.violated(Invariant::I1, "total-from-nowhere", evidence);
+            }
+        }
+        if totals.values().any(|total| *total != 0) {
+            let evidence = format!("the database does not have {totals:?}");
+            self.violated(Invariant::I1, "total-from-nowhere", evidence);
+        }
+        let events =
+            database.ledger.iter().filter(|row| row.event == "adjusted" && row.line == 0).count();
+        if events != database.adjustments.len() {
+            let rows = database.adjustments.len();
+            let evidence = format!("{events} events adjusted something, there are {rows} rows");
+            self.violated(Invariant::I3, "adjustment-from-nowhere", evidence);
         }
     }
 
@@ -563,15 +702,34 @@ impl<'a> Case<'a> {
 
     fn topic(&mut self) {
         let database = &self.books.database;
-        let mut moved: HashMap<(i64, i64), BTreeMap<&str, Counters>> = HashMap::new();
-        let mut seqs = HashMap::new();
+        let mut recorded: HashMap<(i64, i64), Told> = HashMap::new();
+        let mut epochs = HashMap::new();
         for row in &database.ledger {
-            let of_event = moved.entry((row.epoch, row.seq)).or_default();
+            let of_event = recorded.entry((row.epoch, row.seq)).or_insert_with(|| Told {
+                event: &row.event,
+                order: row.order.as_deref(),
+                at_ms: row.at_ms,
+                moved: BTreeMap::new(),
+            });
             if let Some(sku) = row.sku.as_deref() {
-                of_event.insert(sku, row.moved);
+                of_event.moved.insert(sku, row.moved);
             }
-            seqs.insert(row.seq, row.epoch);
+            epochs.insert(row.seq, row.epoch);
         }
+        // Older records behind a seal are echoes, and so is what still waited for a missing one when
+        // the seal came.
+        let echo = |record: &Record| {
+            let seals = self.books.topic.records.iter().filter(|seal| {
+                (&*seal.kind, seal.partition) == (SEALED, record.partition)
+                    && seal.epoch > record.epoch
+            });
+            let sealed = seals.map(|seal| seal.offset).min();
+            let waited = epochs.get(&(record.seq - 1)).is_none_or(|epoch| *epoch > record.epoch);
+            record.epoch < database.epoch
+                && (self.expected.topic_truncated
+                    || sealed.is_some_and(|sealed| waited || sealed < record.offset))
+        };
+        let mut found = Vec::new();
         let mut known: HashMap<(i64, i64), &Record> = HashMap::new();
         for what in &self.books.topic.unreadable {
             self.violated(Invariant::I5, "unreadable-record", what.clone());
@@ -594,22 +752,18 @@ impl<'a> Case<'a> {
                 let evidence = format!("{first:?} and {record:?}");
                 self.violated(Invariant::I5, "fork", evidence);
             }
-            match moved.get(&place) {
-                Some(moved) if *moved != changes_of(&record.data) => {
-                    let evidence = format!("{record:?} is in the ledger as {moved:?}");
-                    self.violated(Invariant::I5, "topic-and-ledger-differ", evidence);
+            match recorded.get(&place) {
+                Some(recorded) if *recorded != Told::by(record) => {
+                    found.push(format!("{record:?} is in the ledger as {recorded:?}"));
                 }
-                Some(_) => {}
-                // An echo of an epoch that has ended: what another one has under that seq counts.
-                None if record.epoch < database.epoch
-                    && seqs.get(&record.seq) != Some(&record.epoch) => {}
-                None => {
-                    let evidence = format!("{record:?} is not in the ledger");
-                    self.violated(Invariant::I5, "topic-and-ledger-differ", evidence);
-                }
+                None if !echo(record) => found.push(format!("{record:?} is not in the ledger")),
+                _ => {}
             }
         }
-        let missing: Vec<_> = moved.keys().filter(|place| !known.contains_key(place)).collect();
+        for evidence in found {
+            self.violated(Invariant::I5, "topic-and-ledger-differ", evidence);
+        }
+        let missing: Vec<_> = recorded.keys().filter(|place| !known.contains_key(place)).collect();
         if !missing.is_empty() && !self.expected.topic_truncated {
             let evidence = format!("recorded, but not in the topic: {missing:?}");
             self.violated(Invariant::I5, "topic-and-ledger-differ", evidence);
@@ -620,6 +774,10 @@ impl<'a> Case<'a> {
         if !back.is_empty() {
             let evidence = format!("the lane's time goes back between {back:?}");
             self.violated(Invariant::I5, "time-goes-back", evidence);
+        }
+        for rows in database.ledger.windows(2).filter(|rows| rows[1].epoch < rows[0].epoch) {
+            let evidence = format!("{:?} comes behind {:?}", rows[1], rows[0]);
+            self.violated(Invariant::I5, "epoch-goes-back", evidence);
         }
     }
 
@@ -688,6 +846,83 @@ impl<'a> Case<'a> {
         }
     }
 
+    /// I1, I3, I6: an event moves the units that its order gained or lost by it, and nothing is bought,
+    /// cancelled or taken back but what somebody asked for.
+    fn steps(&mut self) {
+        let (asked, nothing) = (asked(self.history), Asked::default());
+        let mut before: HashMap<String, EventOrder> = HashMap::new();
+        let mut taken_back: HashMap<(String, bool), (usize, Lines)> = HashMap::new();
+        for event in self.events() {
+            let Some(order) = event.order else { continue };
+            let asked = asked.get(order.id.as_str()).unwrap_or(&nothing);
+            let (record, at_ms) = (event.record, event.record.at_ms);
+            let step = record.kind.trim_start_matches("order.");
+            let from = before.get(&order.id);
+            let evidence = |wrong: String| format!("{} at seq {}: {wrong}", order.id, record.seq);
+            // Where records are missing, what came before is not known.
+            if (from.is_some() || !self.expected.topic_truncated)
+                && let Some(wrong) = moved_otherwise(from, &order, record)
+            {
+                self.violated(Invariant::I1, "moved-otherwise", evidence(wrong));
+            }
+            match step {
+                "confirmed" => {
+                    let payment = record.data["order"]["payment_id"].as_str();
+                    let mut paid = asked.paid.iter().filter(|paid| {
+                        !paid.refused && paid.sent_ms <= at_ms && Some(paid.payment) == payment
+                    });
+                    let wanted = |paid: &Paid| {
+                        let all = from.map(|from| &from.lines);
+                        paid.lines.or(all).is_none_or(|lines| *lines == order.lines)
+                    };
+                    if !paid.any(wanted) {
+                        let wrong = format!("nobody bought {:?} by {payment:?}", order.lines);
+                        self.violated(Invariant::I3, "bought-otherwise", evidence(wrong));
+                    }
+                }
+                "cancelled" => {
+                    let by_payment =
+                        from.is_none() && asked.paid.iter().any(|paid| paid.sent_ms <= at_ms);
+                    if !by_payment && asked.cancelled_ms.is_none_or(|sent_ms| sent_ms > at_ms) {
+                        let wrong = "nobody asked for it to be cancelled".to_owned();
+                        self.violated(Invariant::I6, "cancelled-by-nobody", evidence(wrong));
+                    }
+                }
+                "returned" => {
+                    let restock = record.data["restock"].as_bool().unwrap_or_default();
+                    let (count, taken) = taken_back.entry((order.id.clone(), restock)).or_default();
+                    *count += 1;
+                    for (sku, units) in &order.returned {
+                        let had = from.and_then(|from| from.returned.get(sku));
+                        // Without what came before, it cannot be told how many of them are new.
+                        let new = from.map_or(0, |_| units - had.copied().unwrap_or_default());
+                        *taken.entry(sku.clone()).or_default() += new;
+                    }
+                    let sent = asked.returns.values();
+                    let sent: Vec<_> = sent
+                        .filter(|(sent_ms, wanted, _)| *sent_ms <= at_ms && *wanted == restock)
+                        .map(|(_, _, lines)| *lines)
+                        .collect();
+                    // One without lines asked for all that was left.
+                    let too_many = |(sku, units): (&String, &i64)| {
+                        let wanted = sent.iter().map(|lines| {
+                            lines.map(|lines| lines.get(sku).copied().unwrap_or_default())
+                        });
+                        wanted.sum::<Option<i64>>().is_some_and(|wanted| wanted < *units)
+                    };
+                    if *count > sent.len() || taken.iter().any(too_many) {
+                        let wrong = format!(
+                            "{count} returns of {taken:?} (restock: {restock}), asked for: {sent:?}"
+                        );
+                        self.violated(Invariant::I6, "returned-by-nobody", evidence(wrong));
+                    }
+                }
+                _ => {}
+            }
+            before.insert(order.id.clone(), order);
+        }
+    }
+
     /// I7: paid = confirmed + refund due.
     fn payments(&mut self) {
         let database = &self.books.database;
@@ -713,13 +948,24 @@ impl<'a> Case<'a> {
                 _ => continue,
             };
             let place = (order.as_str(), payment.as_str());
-            paid.insert(place);
             let (has, owed) = (bought(order, payment), due.contains(&place));
             let refund = entry.reply.body["refund_id"].is_string();
+            // A refusal that does not owe it has not taken it.
+            if refund || entry.reply.outcome != Outcome::Refused {
+                paid.insert(place);
+            }
             let rule = "money-and-goods-part";
             let evidence = |wrong| format!("payment {payment} of {order}: {wrong}");
             if has && owed && judged.insert((place, "both")) {
                 let evidence = evidence("bought, and due as well");
+                self.violated(Invariant::I7, rule, evidence);
+            }
+            let final_no = matches!(
+                entry.reply.code.as_deref(),
+                Some("payment-too-late" | "order-cancelled" | "already-paid")
+            );
+            if entry.reply.outcome == Outcome::Refused && final_no && !refund {
+                let evidence = evidence("refused for good, and the answer names no refund");
                 self.violated(Invariant::I7, rule, evidence);
             }
             let wrong = match (&entry.request, entry.reply.outcome) {
@@ -734,7 +980,9 @@ impl<'a> Case<'a> {
                 self.contradicted(entry, order, Invariant::I7, rule, evidence(wrong));
             }
         }
-        for row in database.orders.iter().filter(|row| row.status == "confirmed") {
+        for row in
+            database.orders.iter().filter(|row| matches!(&*row.status, "confirmed" | "returned"))
+        {
             let payment = row.payment.as_deref().unwrap_or_default();
             if !paid.contains(&(row.id.as_str(), payment)) {
                 let evidence = format!("{row:?} was never paid by that");
@@ -760,6 +1008,53 @@ impl<'a> Case<'a> {
             self.violated(Invariant::I7, "refunds-differ", evidence);
         }
     }
+}
+
+/// Why this event cannot have moved what it says, from what its order was to what it is.
+fn moved_otherwise(
+    from: Option<&EventOrder>,
+    order: &EventOrder,
+    record: &Record,
+) -> Option<String> {
+    let has = |order: &EventOrder| units(&order.status, &order.lines, &order.returned);
+    let mut moved: BTreeMap<_, Counters> = BTreeMap::new();
+    for (had, sign) in [(from.map(has).unwrap_or_default(), -1), (has(order), 1)] {
+        for (sku, (held, sold)) in had {
+            let (held, sold) = (sign * held, sign * sold);
+            moved.entry(sku).or_default().add(Counters { available: -(held + sold), held, sold });
+        }
+    }
+    let returned = record.kind == "order.returned";
+    if returned && record.data["restock"] == Value::Bool(false) {
+        moved.values_mut().for_each(|moved| moved.available = 0);
+    }
+    let mut changes = changes_of(&record.data);
+    changes.retain(|_, moved| *moved != Counters::default());
+    moved.retain(|_, moved| *moved != Counters::default());
+    if changes != moved.iter().map(|(sku, moved)| (sku.as_str(), *moved)).collect() {
+        return Some(format!("moved {changes:?}, and its order {moved:?}"));
+    }
+    let from = from?;
+    let part = |less: &Lines, more: &Lines| {
+        less.iter().all(|(sku, units)| more.get(sku).is_some_and(|most| units <= most))
+    };
+    let lines_fit = if record.kind == "order.confirmed" {
+        part(&order.lines, &from.lines)
+    } else {
+        order.lines == from.lines
+    };
+    let returned_fit = if returned {
+        part(&from.returned, &order.returned) && part(&order.returned, &order.lines)
+    } else {
+        order.returned == from.returned
+    };
+    let fits = lines_fit && returned_fit && order.buyer == from.buyer;
+    (!fits).then(|| {
+        format!(
+            "{}'s lines {:?}, returned {:?}, were {}'s {:?}, {:?}",
+            order.buyer, order.lines, order.returned, from.buyer, from.lines, from.returned
+        )
+    })
 }
 
 fn event_order(data: &Value) -> Option<EventOrder> {

@@ -193,6 +193,25 @@ impl Shop {
         self.answer(confirm(id, payment), 409, body);
     }
 
+    /// Some of what was sold comes back, without any call.
+    fn take_back(&mut self, id: &str, units: i64, restock: bool) {
+        let row = self.row(id);
+        *row.returned.entry("a".into()).or_default() += units;
+        if row.returned == row.lines {
+            row.status = "returned".into();
+        }
+        let buyer = row.buyer.clone();
+        self.count(&buyer, -units);
+        let moved = counters(if restock { units } else { 0 }, 0, -units);
+        self.event("order.returned", Some(id), moved, json!({"restock": restock}));
+    }
+
+    fn give_back(&mut self, id: &str, key: &str, units: i64, restock: bool) {
+        self.take_back(id, units, restock);
+        let shown = self.shown(id);
+        self.answer(give_back(id, key, Some(lines(units)), restock), 200, shown);
+    }
+
     fn adjust(&mut self, key: &str, delta: i64) {
         let id = format!("adj_{key}");
         self.event("stock.adjusted", None, counters(delta, 0, 0), json!({}));
@@ -246,6 +265,10 @@ fn confirm(order: &str, payment: &str) -> Request {
     Request::Confirm { order: order.into(), payment: payment.into(), lines: None }
 }
 
+fn give_back(order: &str, key: &str, lines: Option<Lines>, restock: bool) -> Request {
+    Request::Return { order: order.into(), key: key.into(), lines, restock }
+}
+
 /// Everything that a sale knows, and nothing wrong with it. Returns a confirmed, a cancelled and an
 /// expired order, and one that is held.
 fn busy_shop() -> (Shop, [String; 4]) {
@@ -258,6 +281,10 @@ fn busy_shop() -> (Shop, [String; 4]) {
     let expired = shop.place("u3", "k1", 3);
     shop.expire(&expired);
     shop.adjust("more", 5);
+    let back = shop.place("u5", "k0", 4);
+    shop.confirm(&back, "pay-5");
+    shop.give_back(&back, "b1", 1, true);
+    shop.give_back(&back, "b2", 3, false);
     let held = shop.place("u4", "k1", 1);
     (shop, [sold, cancelled, expired, held])
 }
@@ -372,6 +399,8 @@ fn i3_an_answered_order_of_which_only_a_tombstone_is_there() {
         seq: 0,
     });
     shop.event("order.cancelled", Some(&gone), Counters::default(), json!({}));
+    let shown = shop.shown(&gone);
+    shop.answer(Request::Cancel { order: gone.clone() }, 200, shown);
     shop.breaks(Invariant::I3, "answered-order-is-gone");
     assert_eq!(lost(&shop.history, &shop.books), [gone]);
     assert_eq!(shop.rules_expecting(&forgets(Forgets::Untold)), BTreeSet::new());
@@ -380,7 +409,7 @@ fn i3_an_answered_order_of_which_only_a_tombstone_is_there() {
 #[test]
 fn i3_an_order_that_nobody_placed() {
     let (mut shop, _) = busy_shop();
-    shop.place("u5", "k1", 1);
+    shop.place("u7", "k1", 1);
     shop.history.pop();
     shop.breaks(Invariant::I3, "order-from-nowhere");
 }
@@ -504,11 +533,57 @@ fn i5_the_same_record_twice_and_an_echo_of_an_older_epoch_are_no_violation() {
     let again = shop.books.topic.records[3].clone();
     shop.books.topic.records.push(Record { offset: 100, ..again });
     assert_eq!(shop.rules(), BTreeSet::new());
-    let mut echo = shop.books.topic.records[3].clone();
-    (shop.books.lane.epoch, shop.books.database.epoch) = (2, 2);
-    (echo.seq, echo.offset) = (echo.seq + 100, 101);
-    shop.books.topic.records.push(echo);
+    seal(&mut shop);
+    let last = shop.books.database.recorded;
+    // Behind the seal, or before it and behind a gap.
+    for (offset, seq) in [(102, last + 1), (100, last + 3)] {
+        let echo = shop.books.topic.records[3].clone();
+        shop.books.topic.records.push(Record { offset, seq, ..echo });
+    }
     assert_eq!(shop.rules(), BTreeSet::new());
+}
+
+/// The lane was opened anew.
+fn seal(shop: &mut Shop) {
+    (shop.books.lane.epoch, shop.books.database.epoch) = (2, 2);
+    let seal = shop.books.topic.records[0].clone();
+    let (kind, data) = (SEALED.to_owned(), json!({}));
+    shop.books.topic.records.push(Record { offset: 101, kind, epoch: 2, seq: 0, data, ..seal });
+}
+
+#[test]
+fn i5_a_record_from_before_the_seal_that_is_not_recorded() {
+    let (mut shop, _) = busy_shop();
+    seal(&mut shop);
+    assert_eq!(shop.rules(), BTreeSet::new());
+    let left_out = shop.books.topic.records[3].clone();
+    let (offset, seq) = (100, shop.books.database.recorded + 1);
+    shop.books.topic.records.push(Record { offset, seq, ..left_out });
+    shop.breaks(Invariant::I5, "topic-and-ledger-differ");
+}
+
+#[test]
+fn i5_epochs_that_go_back() {
+    let (mut shop, _) = busy_shop();
+    seal(&mut shop);
+    shop.books.database.ledger[2].epoch = 2;
+    shop.books.topic.records[2].epoch = 2;
+    shop.breaks(Invariant::I5, "epoch-goes-back");
+}
+
+#[test]
+fn i5_a_ledger_that_names_another_step_order_or_time() {
+    let spoil: [fn(&mut LedgerRow); 3] = [
+        |row| row.event = "expired".into(),
+        |row| row.order = Some("ord_other".into()),
+        |row| row.at_ms += 1,
+    ];
+    for spoil in spoil {
+        let (mut shop, _) = busy_shop();
+        let mut rows = shop.books.database.ledger.iter_mut();
+        spoil(rows.find(|row| row.event == "cancelled").expect("a cancellation"));
+        shop.breaks(Invariant::I5, "topic-and-ledger-differ");
+    }
 }
 
 #[test]
@@ -648,4 +723,142 @@ fn what_was_promised_more_than_memory_is_never_forgotten() {
     let (mut shop, _) = forgetful_shop();
     shop.history.last_mut().expect("an answer").reply.body["durability"] = "recorded".into();
     assert_eq!(shop.rules_expecting(&forgets(Forgets::Untold)), gone);
+}
+
+#[test]
+fn what_was_promised_is_judged_though_the_same_was_answered_at_memory_before() {
+    let (mut shop, gone) = forgetful_shop();
+    let mut again = shop.history.last().expect("an answer").clone();
+    again.asked = Some("replicated".into());
+    shop.history.push(again);
+    // A tombstone is there, so that only the hold itself is missing.
+    shop.books.database.orders.push(OrderRow {
+        id: gone.clone(),
+        buyer: String::new(),
+        status: "cancelled".into(),
+        lines: Lines::new(),
+        returned: Lines::new(),
+        payment: None,
+        expires_ms: shop.now,
+        seq: 0,
+    });
+    shop.event("order.cancelled", Some(&gone), Counters::default(), json!({}));
+    let shown = shop.shown(&gone);
+    shop.answer(Request::Cancel { order: gone }, 200, shown);
+    let found = BTreeSet::from([(Invariant::I3, "answered-order-is-gone")]);
+    assert_eq!(shop.rules_expecting(&forgets(Forgets::Untold)), found);
+}
+
+#[test]
+fn i1_a_total_that_callers_cannot_explain() {
+    let (mut shop, _) = busy_shop();
+    shop.event("stock.adjusted", None, counters(3, 0, 0), json!({}));
+    shop.breaks(Invariant::I1, "total-from-nowhere");
+    shop.breaks(Invariant::I3, "adjustment-from-nowhere");
+    let (mut shop, _) = busy_shop();
+    shop.event("sale.defined", None, counters(3, 0, 0), json!({"version": 2}));
+    shop.breaks(Invariant::I1, "total-from-nowhere");
+}
+
+#[test]
+fn i1_an_event_that_moves_other_units_than_its_order_has() {
+    let (mut shop, [_, _, _, held]) = busy_shop();
+    // Released twice over, and consistently so everywhere.
+    let row = shop.row(&held);
+    row.status = "cancelled".into();
+    shop.count("u4", -1);
+    shop.event("order.cancelled", Some(&held), counters(2, -2, 0), json!({}));
+    let shown = shop.shown(&held);
+    shop.answer(Request::Cancel { order: held }, 200, shown);
+    shop.breaks(Invariant::I1, "moved-otherwise");
+    let (mut shop, [_, _, _, held]) = busy_shop();
+    shop.row(&held).lines = lines(2);
+    shop.confirm(&held, "pay-4");
+    shop.breaks(Invariant::I1, "moved-otherwise");
+}
+
+#[test]
+fn i3_other_lines_bought_than_were_asked_for() {
+    let (mut shop, _) = busy_shop();
+    let part = shop.place("u8", "k1", 2);
+    shop.confirm(&part, "pay-8");
+    assert_eq!(shop.rules(), BTreeSet::new());
+    let asked = |shop: &mut Shop, asked: Lines| {
+        let Some(Entry { request: Request::Confirm { lines, .. }, .. }) = shop.history.last_mut()
+        else {
+            panic!("the last call confirmed");
+        };
+        *lines = Some(asked);
+    };
+    asked(&mut shop, lines(1));
+    assert_eq!(shop.rules(), BTreeSet::from([(Invariant::I3, "bought-otherwise")]));
+    asked(&mut shop, lines(2));
+    assert_eq!(shop.rules(), BTreeSet::new());
+    shop.history.last_mut().expect("a call").sent_ms += 1;
+    shop.breaks(Invariant::I3, "bought-otherwise");
+}
+
+#[test]
+fn i6_a_hold_given_up_that_nobody_cancelled() {
+    let nobody = BTreeSet::from([(Invariant::I6, "cancelled-by-nobody")]);
+    let (mut shop, [_, _, _, held]) = busy_shop();
+    shop.release(&held, "cancelled");
+    assert_eq!(shop.rules(), nobody);
+    let refused = json!({"code": "overloaded"});
+    shop.answer(Request::Cancel { order: held.clone() }, 503, refused);
+    assert_eq!(shop.rules(), nobody);
+    let (sale, buyer, key) = (SALE.into(), "u4".into(), "k1".into());
+    let shown = shop.shown(&held);
+    shop.answer(Request::CancelByKey { sale, buyer, key }, 200, shown);
+    assert_eq!(shop.rules(), BTreeSet::new());
+    shop.history.last_mut().expect("a call").sent_ms += 1;
+    assert_eq!(shop.rules(), nobody);
+}
+
+#[test]
+fn i6_what_was_sold_taken_back_though_nobody_asked_or_more_than_was_asked() {
+    let nobody = BTreeSet::from([(Invariant::I6, "returned-by-nobody")]);
+    let (mut shop, [sold, ..]) = busy_shop();
+    shop.take_back(&sold, 1, true);
+    assert_eq!(shop.rules(), nobody);
+    shop.answer(give_back(&sold, "b3", None, false), 503, Value::Null);
+    assert_eq!(shop.rules(), nobody);
+    let (mut shop, [sold, ..]) = busy_shop();
+    // Once would have been right.
+    shop.give_back(&sold, "b3", 1, true);
+    assert_eq!(shop.rules(), BTreeSet::new());
+    shop.take_back(&sold, 1, true);
+    shop.answer(give_back(&sold, "b3", Some(lines(1)), true), 503, Value::Null);
+    assert_eq!(shop.rules(), nobody);
+    let (mut shop, [sold, ..]) = busy_shop();
+    shop.take_back(&sold, 2, true);
+    let shown = shop.shown(&sold);
+    shop.answer(give_back(&sold, "b3", Some(lines(1)), true), 200, shown);
+    assert_eq!(shop.rules(), nobody);
+}
+
+#[test]
+fn i7_a_payment_refused_for_good_that_nobody_owes() {
+    for code in ["payment-too-late", "order-cancelled", "already-paid"] {
+        let (mut shop, [_, cancelled, ..]) = busy_shop();
+        shop.answer(confirm(&cancelled, "pay-9"), 409, json!({"code": code}));
+        shop.breaks(Invariant::I7, "money-and-goods-part");
+    }
+}
+
+#[test]
+fn i7_goods_without_money_though_they_came_back_or_the_payment_was_not_taken() {
+    for refused in [false, true] {
+        let (mut shop, _) = busy_shop();
+        let mut calls = shop.history.iter_mut().filter(
+            |entry| matches!(&entry.request, Request::Confirm { payment, .. } if payment == "pay-5"),
+        );
+        let call = calls.next().expect("a payment");
+        if refused {
+            (call.reply.outcome, call.reply.body) = (Outcome::Refused, json!({}));
+        } else {
+            call.request = Request::Stock { sale: SALE.into() };
+        }
+        shop.breaks(Invariant::I7, "goods-without-money");
+    }
 }
