@@ -170,8 +170,8 @@ async fn one(
     if let Err(error) = ended {
         row.failures.push(format!("{error:#}"));
     }
-    if row.bites.is_empty() {
-        row.failures.push("nothing shows that the fault did any harm".into());
+    for what in drill.unbitten(&row.bites) {
+        row.failures.push(format!("it did not bite: no {what}"));
     }
     scene.stop_services();
     match scene.books().await {

@@ -332,14 +332,6 @@ impl Redis {
         Ok(command.query_async(&mut connection).await?)
     }
 
-    /// A transaction whose answers do not matter.
-    pub async fn ask_all(&self, commands: &redis::Pipeline) -> anyhow::Result<()> {
-        let client = redis::Client::open(self.url())?;
-        let mut connection = client.get_multiplexed_async_connection().await?;
-        let _: redis::Value = commands.query_async(&mut connection).await?;
-        Ok(())
-    }
-
     /// What `INFO` says of something; empty where it is not mentioned.
     pub async fn info_word(&self, section: &str, name: &str) -> anyhow::Result<String> {
         let said: String = self.ask(redis::cmd("INFO").arg(section)).await?;

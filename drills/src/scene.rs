@@ -275,6 +275,16 @@ impl<'a> Scene<'a> {
         self.history().count_since(since_ms, |entry| entry.reply.code.as_deref() == Some(code))
     }
 
+    /// New orders that were sent and held since then: no replays, which sell nothing.
+    pub fn newly_placed_since(&self, since_ms: i64) -> usize {
+        self.history().count_since(since_ms, |entry| {
+            entry.sent_ms >= since_ms
+                && entry.reply.outcome == Outcome::Ok
+                && !entry.reply.replayed
+                && matches!(entry.request, Request::Place { .. })
+        })
+    }
+
     /// A mark of the lane, as Redis has it.
     pub async fn mark(&self, name: &str) -> anyhow::Result<i64> {
         let mut ask = redis::cmd("HGET");
@@ -302,20 +312,18 @@ impl<'a> Scene<'a> {
         now_ms()
     }
 
-    /// The cause is gone; waits until orders are answered again and all that had happened by then is
+    /// The cause is gone; waits until new orders are held again and all that had happened by then is
     /// recorded.
     pub async fn mended(&self, began_ms: i64) -> anyhow::Result<()> {
-        let mended_ms = now_ms();
+        self.mended_from(began_ms, now_ms()).await
+    }
+
+    /// The same, where the cause was gone a while ago.
+    pub async fn mended_from(&self, began_ms: i64, mended_ms: i64) -> anyhow::Result<()> {
         eventually("the lane can be read", async || self.mark("seq").await.is_ok()).await?;
         let seq = self.mark("seq").await?;
-        eventually("orders are answered again", async || {
-            self.history().count_since(mended_ms, |entry| {
-                entry.sent_ms >= mended_ms
-                    && entry.reply.outcome == Outcome::Ok
-                    && matches!(entry.request, Request::Place { .. })
-            }) > 0
-        })
-        .await?;
+        eventually("new orders are held again", async || self.newly_placed_since(mended_ms) > 0)
+            .await?;
         eventually("all that had happened is recorded", async || {
             self.recorded().await.is_ok_and(|recorded| recorded >= seq)
         })
@@ -331,8 +339,12 @@ impl<'a> Scene<'a> {
             let Ok(lane) = books::lane(&self.redis_now().url(), &self.sale).await else {
                 return false;
             };
-            let held = lane.stock.values().any(|counters| counters.held > 0);
-            !held && self.recorded().await.is_ok_and(|recorded| recorded >= lane.seq)
+            if lane.stock.values().any(|counters| counters.held > 0) {
+                return false;
+            }
+            // What ended the last hold may have come after the mark that was read with the lane.
+            let Ok(seq) = self.mark("seq").await else { return false };
+            self.recorded().await.is_ok_and(|recorded| recorded >= seq)
         })
         .await
     }
