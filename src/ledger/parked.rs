@@ -266,8 +266,9 @@ pub(super) async fn bury_parked(
          INSERT INTO dead_letters (reason, detail, sale_id, lane, epoch, seq, topic, partition,
            record_offset, digest, headers, payload)
          SELECT $3, $4, sale_id, lane, (
-             SELECT (h ->> 'value')::bigint FROM jsonb_array_elements(headers) h
-             WHERE h ->> 'name' = $5
+             SELECT (header ->> 'value')::bigint
+             FROM jsonb_array_elements(headers) WITH ORDINALITY AS h (header, place)
+             WHERE header ->> 'name' = $5 ORDER BY place LIMIT 1
            ), seq, topic, partition, record_offset, digest, headers, payload
          FROM gone ORDER BY seq ON CONFLICT DO NOTHING",
         lane.sale.as_str(),

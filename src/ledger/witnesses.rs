@@ -167,7 +167,8 @@ impl Ledger {
             .collect()
     }
 
-    /// Answers one such question.
+    /// Answers one such question. What this instance answered before of the lane's epoch is in it: a
+    /// process sees no less of an epoch later, and forgets orders only once Kafka has them.
     pub async fn testify(
         &self,
         request: i64,
@@ -176,9 +177,14 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         let (seqs, keys) = order_columns(testimony);
         sqlx::query!(
-            "UPDATE testimonies SET answered_at = now(), epoch = $3, seq = $4, logged = $5,
-               unlisted = $6, order_seqs = $7, order_keys = $8
-             WHERE request = $1 AND instance = $2",
+            "WITH asked AS (
+               UPDATE testimonies SET answered_at = now(), epoch = $3, seq = $4, logged = $5,
+                 unlisted = $6, order_seqs = $7, order_keys = $8
+               WHERE request = $1 AND instance = $2 RETURNING sale_id, lane
+             )
+             DELETE FROM testimonies t USING asked
+             WHERE t.sale_id = asked.sale_id AND t.lane = asked.lane AND t.instance = $2
+               AND t.epoch = $3 AND t.answered_at IS NOT NULL AND t.request <> $1",
             request,
             instance,
             i64::from(testimony.epoch),
