@@ -28,7 +28,7 @@ use tokio::time::{MissedTickBehavior, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::books::CheckError;
-use super::scan::scan;
+use super::scan::scan_at_rest;
 use crate::bus::BusError;
 use crate::bus::producer::{Producer, SendError};
 use crate::bus::record::{Record, encode, encode_seal};
@@ -65,6 +65,8 @@ const DOUBT_SETTLES: Duration = Duration::from_millis(500);
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(10);
 /// The proof reads a lane that nobody else may use: in larger pages, without rests.
 const PROOF_PAGE: usize = 200;
+/// Lanes in a row that could not be looked at before it is Redis that cannot.
+const UNREADABLE_MAX: usize = 3;
 
 /// Why a lane was not opened. It stays frozen, and is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -229,7 +231,12 @@ impl Recovery {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Some(ended) = running.join_next() => {
-                    let Ok((lane, outcome)) = ended else { continue };
+                    let Ok((lane, outcome)) = ended else {
+                        // It panicked, and does not say at which lane: all may be begun again, and those
+                        // that run are locked.
+                        resting.retain(|_, until| until.is_some());
+                        continue;
+                    };
                     if outcome.is_none_or(Outcome::is_open) {
                         resting.remove(&lane);
                     } else {
@@ -268,10 +275,23 @@ impl Recovery {
     /// Lanes that nobody can sell from.
     async fn frozen(&self) -> Result<BTreeSet<LaneId>, LaneError> {
         let mut frozen = BTreeSet::new();
+        let mut failed_in_a_row = 0;
         for sale in self.0.catalog.sales().iter().filter(|sale| !sale.phase.archived) {
             for lane in sale.lane_ids() {
-                if !self.0.lanes.find(&lane).await?.is_open() {
-                    frozen.insert(lane);
+                match self.0.lanes.find(&lane).await {
+                    Ok(found) => {
+                        failed_in_a_row = 0;
+                        if !found.is_open() {
+                            frozen.insert(lane);
+                        }
+                    }
+                    // One that cannot be read must not keep the others shut; a Redis that is away answers
+                    // for none.
+                    Err(error) if failed_in_a_row < UNREADABLE_MAX => {
+                        failed_in_a_row += 1;
+                        tracing::debug!(%lane, %error, "whether it is frozen is not known");
+                    }
+                    Err(error) => return Err(error),
                 }
             }
         }
@@ -444,10 +464,11 @@ impl Attempt<'_> {
         self.note_losses(&found, recorded, &secret, report).await?;
         let has_lost_nothing = report.lost_max == 0 && self.is_whole(&found, recorded);
         if has_lost_nothing && !self.wish.rebuild {
-            return match lanes.open(&claim, recorded).await? {
-                true => Ok(Some(Outcome::Opened)),
-                false => Err(RecoveryError::Lost),
-            };
+            if !lanes.open(&claim, recorded).await? {
+                return Err(RecoveryError::Lost);
+            }
+            self.define_again().await;
+            return Ok(Some(Outcome::Opened));
         }
         if self.is_in_doubt(report).await? {
             return Ok(Some(Outcome::InDoubt));
@@ -597,9 +618,7 @@ impl Attempt<'_> {
         self.prove(&image, secret).await?;
         failpoint::pass("rebuild-proven");
         kept(lanes.open(claim, recorded).await?)?;
-        if self.sale.version > image.version {
-            self.define_again().await;
-        }
+        self.define_again().await;
         Ok(())
     }
 
@@ -613,9 +632,13 @@ impl Attempt<'_> {
             let expected = image.sizes;
             return Err(RecoveryError::NotProven(format!("{sizes:?} instead of {expected:?}")));
         }
-        let proof =
-            config::Reconciler { page_max: PROOF_PAGE, page_pause_ms: 0, ..options.clone() };
-        let books = scan(lanes, ledger, self.lane, secret, &proof).await?;
+        let proof = config::Reconciler {
+            page_max: PROOF_PAGE,
+            page_pause_ms: 0,
+            orders_max: usize::MAX,
+            ..options.clone()
+        };
+        let books = scan_at_rest(lanes, ledger, self.lane, secret, &proof).await?;
         let mut faults: Vec<_> = books
             .differences
             .iter()
@@ -630,7 +653,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// A definition whose event was lost is told to the lane once more.
+    /// A lane that is open is told its definition once more: the event may have been lost, although
+    /// whoever defined it was answered and nobody is left to testify.
     async fn define_again(&self) {
         let sale = self.sale;
         let define = Define {
@@ -642,7 +666,8 @@ impl Attempt<'_> {
             trace: None,
         };
         match self.shared().lanes.define(self.lane, define).await.map(|stamped| stamped.outcome) {
-            Ok(Defined::Defined | Defined::Same) => {}
+            // Stale: it was defined anew meanwhile.
+            Ok(Defined::Defined | Defined::Same | Defined::Stale { .. }) => {}
             other => tracing::error!(lane = %self.lane, version = sale.version, ?other,
                 "the lane has lost a definition and does not take it again"),
         }
@@ -654,8 +679,6 @@ const FAULTS_SHOWN: usize = 5;
 
 /// All that is written of a lane, folded from the ledger.
 struct Image {
-    /// Of the definition.
-    version: u64,
     /// In this order: the lane's own fields, which say that it is whole, come last.
     parts: [(Part, Vec<(String, String)>); 6],
     /// As [`Lanes::sizes`] tells them.
@@ -717,7 +740,7 @@ impl Image {
             (Part::Adjustments, adjustments),
             (Part::Lane, fields(state)),
         ];
-        Ok(Self { version: state.version, parts, sizes })
+        Ok(Self { parts, sizes })
     }
 }
 

@@ -26,7 +26,7 @@ use crate::domain::order::{Order, Status};
 use crate::domain::stock::Units;
 use crate::lanes::Lanes;
 use crate::lanes::look::{BuyerEntry, OrderEntry, Page, Shown};
-use crate::ledger::{Ledger, RecordedMove};
+use crate::ledger::{Ledger, RecordedMove, Snapshot};
 
 /// Differences that a scan collects at most.
 const DIFFERENCES_MAX: usize = 10_000;
@@ -88,7 +88,23 @@ pub(super) async fn scan(
 ) -> Result<LaneBooks, CheckError> {
     let scan = Scan::read(lanes, lane, secret, options).await?;
     let live = Live::read(lanes, lane, secret, options.events_max).await?;
-    ledger.within_patience(scan.compare(lanes, ledger, lane, &live)).await
+    let compared = async { scan.compare(lanes, ledger.snapshot(lane).await?, lane, &live).await };
+    ledger.within_patience(compared).await
+}
+
+/// The same of a lane that nobody uses, however long it takes.
+pub(super) async fn scan_at_rest(
+    lanes: &Lanes,
+    ledger: &Ledger,
+    lane: &LaneId,
+    secret: &IdSecret,
+    options: &config::Reconciler,
+) -> Result<LaneBooks, CheckError> {
+    let scan = Scan::read(lanes, lane, secret, options).await?;
+    let live = Live::read(lanes, lane, secret, options.events_max).await?;
+    let mut snapshot = ledger.snapshot(lane).await?;
+    snapshot.lasting().await?;
+    scan.compare(lanes, snapshot, lane, &live).await
 }
 
 impl Scan {
@@ -212,11 +228,10 @@ impl Scan {
     async fn compare(
         mut self,
         lanes: &Lanes,
-        ledger: &Ledger,
+        mut snapshot: Snapshot,
         lane: &LaneId,
         live: &Live,
     ) -> Result<LaneBooks, CheckError> {
-        let mut snapshot = ledger.snapshot(lane).await?;
         let figures = snapshot.figures(live.seq).await?;
         let recorded = figures.recorded;
         let behind = is_behind(lanes, lane, live, &figures).await?;

@@ -10,6 +10,7 @@ use holdfast::bus::record::encode_seal;
 use holdfast::config::Config;
 use holdfast::domain::event::{RebuildToken, Seal};
 use holdfast::domain::order::Order;
+use holdfast::domain::sale::Definition;
 use holdfast::domain::time::Timestamp;
 use holdfast::lanes::LaneError;
 use holdfast::lanes::command::{Phase, PhaseChange};
@@ -490,6 +491,32 @@ async fn a_lane_of_which_nothing_was_recorded_is_defined_anew() {
     let relay = pipeline.relay();
     pipeline.hold(3).await;
     pipeline.until_recorded().await;
+    relay.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_is_opened_as_it_is_gets_the_definition_that_it_has_lost() {
+    let pipeline = Pipeline::new("redefined", 300).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    pipeline.hold(3).await;
+    pipeline.until_recorded().await;
+    // It was answered, and Redis lost it before anybody else had it.
+    let text = r#"{"name": "n2", "hold_seconds": 300, "skus": [{"sku": "sku", "stock": 1000000}]}"#;
+    let definition: Definition = serde_json::from_str(text).expect("a definition");
+    let definition = definition.check().expect("a possible definition");
+    let lock = pipeline.stack.ledger.lock_sale(&pipeline.lane.sale).await.expect("the lock");
+    lock.commit_definition(2, &definition, &actor()).await.expect("the definition");
+    let mut redis = pipeline.redis().await;
+    let lane = format!("hf1:{{{}}}:lane", pipeline.lane);
+    let _: () = redis.hset(&lane, "run", "another").await.expect("written");
+    assert!(pipeline.lanes.marks(&pipeline.lane).await.is_err(), "it is frozen");
+    let wish = Wish { rebuild: false, ..wish(Despite::Nothing) };
+    let recovered = pipeline.recovery().recover(&pipeline.lane, &wish).await;
+    let report = recovered.expect("no error").expect("it was done");
+    assert_eq!(report.outcome, Outcome::Opened);
+    let version: u64 = redis.hget(&lane, "version").await.expect("a version");
+    assert_eq!(version, 2);
     relay.stop().await;
     writer.stop().await;
 }
