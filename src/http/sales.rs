@@ -126,7 +126,12 @@ impl Defining {
         if let Some((version, before)) = &current
             && *before == digest
         {
-            return Ok(Applied { version: *version, created: false });
+            // A lane may have lost it with the end of what Redis wrote, or have a later one whose commit
+            // was lost: then this is a change.
+            let is_archived = lock.current().is_some_and(|sale| sale.phase.archived);
+            if is_archived || self.tell_lanes_version(*version, false, &digest).await?.is_none() {
+                return Ok(Applied { version: *version, created: false });
+            }
         }
         self.check_version(current.as_ref().map(|(version, _)| *version))?;
         if lock.current().is_some_and(|sale| sale.phase.archived) {

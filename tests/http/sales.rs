@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use holdfast::domain::sale::Definition;
+use holdfast::lanes::command::Define;
+use holdfast::ledger::digest;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -33,6 +36,40 @@ async fn a_sale_is_defined_once_and_then_anew() {
     let shown = stack.get(&format!("{path}/definition")).send().await;
     assert_eq!((shown.header("etag"), &shown.body), ("\"2\"", &second.body));
     assert_eq!(stack.counters().await, [5, 5, 0, 0]);
+}
+
+#[tokio::test]
+async fn sending_a_definition_again_completes_what_lane_or_database_lacks_of_it() {
+    let stack = Stack::new("again").await;
+    let path = format!("/v1/sales/{}", stack.sale);
+    let body = |stock: u64| json!({"name": "n", "skus": [{"sku": "a", "stock": stock}]});
+    let put = async |stock: u64| stack.put(&path).json(body(stock)).send().await;
+    let definition = |stock: u64| {
+        let definition: Definition = serde_json::from_value(body(stock)).unwrap();
+        definition.check().unwrap()
+    };
+    assert_eq!(put(5).await.status, 201);
+    // It was answered, and Redis has lost it since.
+    let lock = stack.ledger.lock_sale(&stack.sale.parse().unwrap()).await.unwrap();
+    lock.commit_definition(2, &definition(9), &"op".parse().unwrap()).await.unwrap();
+    assert_eq!(stack.counters().await, [5, 5, 0, 0]);
+    let again = put(9).await;
+    assert_eq!((again.status.as_u16(), &again.body["version"]), (200, &json!(2)), "{again:?}");
+    assert_eq!(stack.counters().await, [9, 9, 0, 0]);
+    // The lane took a later one, whose commit was lost: to want the one before is a change.
+    let define = Define {
+        version: 3,
+        create_epoch: None,
+        digest: digest(&definition(7)),
+        definition: definition(7),
+        actor: "op".parse().unwrap(),
+        trace: None,
+    };
+    stack.lanes.define(&stack.lane(), define).await.unwrap();
+    assert_eq!(stack.counters().await, [7, 7, 0, 0]);
+    let back = put(9).await;
+    assert_eq!((back.status.as_u16(), &back.body["version"]), (200, &json!(4)), "{back:?}");
+    assert_eq!(stack.counters().await, [9, 9, 0, 0]);
 }
 
 #[tokio::test]
