@@ -5,8 +5,8 @@
 -- ARGV  1 epoch the relay works under; 2 logged, 3 recorded: the highest seq that Kafka, the
 --       database has; 4 events beyond which the outbox is trimmed up to `logged` and not only up
 --       to `recorded`; 5 the relay's name; 6 for how long it wants the lane (ms)
--- Reply { outcome, epoch, seq, logged, recorded, trimmed }; outcome: "missing", "epoch" (the lane
---       has another one: nothing was done), "leased" (another relay has it: nothing was done),
+-- Reply { outcome, epoch, seq, logged, recorded, trimmed }; outcome: "missing" (or there is
+--       nothing but recovery's claim), "epoch" (the lane has another one: nothing was done), "leased" (another relay has it: nothing was done),
 --       "behind" (Kafka or the database has more than the lane: Redis lost what it had answered; the
 --       lane is frozen, and above all nothing trimmed, for what it holds under those seqs is
 --       something else), "ok". A frozen lane's marks go on like any other's: its outbox is drained.
@@ -23,7 +23,7 @@ local function text(number)
 end
 
 local lane = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'logged', 'recorded', 'trimmed', 'relay', 'leased', 'frozen')
-if not lane[1] then
+if not lane[1] or not lane[3] then
   return { 'missing', '0', '0', '0', '0', '0' }
 end
 local function answer(outcome, logged, recorded, trimmed)
