@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 /// Linux reports CPU time in ticks of 10 ms (USER_HZ).
-const TICK: Duration = Duration::from_millis(10);
+fn time(ticks: u64) -> Duration {
+    Duration::from_millis(10 * ticks)
+}
 
 /// CPU time that processes and the idle machine have used so far.
 #[derive(Clone)]
@@ -28,7 +30,7 @@ impl Usage {
         let busy = pids.iter().map(|pid| busy(*pid)).collect::<Result<_>>()?;
         let total = machine_ticks()?;
         let idle = total.get(3..5).context("/proc/stat has no idle time")?;
-        Ok(Self { at: Instant::now(), busy, idle: TICK * idle.iter().sum::<u32>() })
+        Ok(Self { at: Instant::now(), busy, idle: time(idle.iter().sum()) })
     }
 
     pub fn since(&self, before: &Self) -> Used {
@@ -47,7 +49,7 @@ pub struct Stolen {
 impl Stolen {
     pub fn now() -> Result<Self> {
         let stolen = *machine_ticks()?.get(7).context("/proc/stat has no stolen time")?;
-        Ok(Self { at: Instant::now(), time: TICK * stolen })
+        Ok(Self { at: Instant::now(), time: time(stolen) })
     }
 
     /// Share of the machine that was stolen since then, 0-1. Not every hypervisor says so.
@@ -63,9 +65,12 @@ fn cores() -> f64 {
 }
 
 /// What all CPUs did, kind by kind, proc(5).
-fn machine_ticks() -> Result<Vec<u32>> {
+fn machine_ticks() -> Result<Vec<u64>> {
     let stat = std::fs::read_to_string("/proc/stat")?;
-    Ok(stat.lines().next().unwrap_or_default().split(' ').flat_map(str::parse).collect())
+    let all = stat.lines().next().and_then(|line| line.strip_prefix("cpu "));
+    // One that was left out would shift all that follow.
+    let kinds = all.context("/proc/stat does not begin with all CPUs")?.split_whitespace();
+    Ok(kinds.map(str::parse).collect::<Result<_, _>>()?)
 }
 
 /// User and system time of a process, proc(5).
@@ -73,8 +78,8 @@ fn busy(pid: u32) -> Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let (_, after_name) = stat.rsplit_once(')').context("/proc/PID/stat")?;
     let fields: Vec<_> = after_name.split_whitespace().collect();
-    let ticks = |field: usize| -> Result<u32> { Ok(fields[field].parse()?) };
-    Ok(TICK * (ticks(11)? + ticks(12)?))
+    let ticks = |field: usize| -> Result<u64> { Ok(fields[field].parse()?) };
+    Ok(time(ticks(11)? + ticks(12)?))
 }
 
 /// Memory that a process has in use, proc(5).
