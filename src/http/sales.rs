@@ -123,18 +123,18 @@ impl Defining {
         let lock = self.lock().await?;
         let current = lock.current().map(|sale| (sale.version, sale.digest.clone()));
         let digest = digest(&self.definition);
+        let is_archived = lock.current().is_some_and(|sale| sale.phase.archived);
         if let Some((version, before)) = &current
             && *before == digest
         {
             // A lane may have lost it with the end of what Redis wrote, or have a later one whose commit
             // was lost: then this is a change.
-            let is_archived = lock.current().is_some_and(|sale| sale.phase.archived);
             if is_archived || self.tell_lanes_version(*version, false, &digest).await?.is_none() {
                 return Ok(Applied { version: *version, created: false });
             }
         }
         self.check_version(current.as_ref().map(|(version, _)| *version))?;
-        if lock.current().is_some_and(|sale| sale.phase.archived) {
+        if is_archived {
             return Err(sale_archived());
         }
         let version =
