@@ -60,6 +60,8 @@ pub struct LiveOrder {
 pub struct Lane {
     pub epoch: i64,
     pub seq: i64,
+    /// For good.
+    pub is_closed: bool,
     pub stock: BTreeMap<String, Counters>,
     /// By the 22 characters of their ids that name them here.
     pub orders: BTreeMap<String, LiveOrder>,
@@ -112,8 +114,30 @@ pub struct CounterRow {
 pub struct DeadLetter {
     pub reason: String,
     pub status: String,
+    /// Of its record in the topic.
+    pub partition: i32,
+    pub offset: i64,
     pub epoch: Option<i64>,
     pub seq: Option<i64>,
+}
+
+/// A change of a total.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdjustmentRow {
+    pub sku: String,
+    pub delta: i64,
+    /// Of which it is the opposite.
+    pub undoes: Option<String>,
+}
+
+/// A payment to give back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefundRow {
+    pub id: String,
+    pub order: String,
+    pub payment: String,
+    /// Given back.
+    pub settled_ms: Option<i64>,
 }
 
 /// A lane that was opened anew, or could not be.
@@ -137,10 +161,9 @@ pub struct Database {
     pub orders: Vec<OrderRow>,
     pub ledger: Vec<LedgerRow>,
     pub counters: BTreeMap<String, CounterRow>,
-    /// (order, payment), in the order of their ids.
-    pub refunds: Vec<(String, String)>,
-    /// Id to delta.
-    pub adjustments: BTreeMap<String, i64>,
+    pub refunds: Vec<RefundRow>,
+    /// By their ids.
+    pub adjustments: BTreeMap<String, AdjustmentRow>,
     pub dead_letters: Vec<DeadLetter>,
     pub parked: i64,
     /// In the order of their end.
@@ -228,7 +251,8 @@ pub async fn lane(url: &str, sale: &str) -> anyhow::Result<Lane> {
         value.parse::<i64>().with_context(|| format!("{field} of the lane is {value}"))
     };
     let (epoch, seq) = (number("epoch")?, number("seq")?);
-    let mut lane = Lane { epoch, seq, ..Lane::default() };
+    let is_closed = own.get("closed").is_some_and(|at| !at.is_empty());
+    let mut lane = Lane { epoch, seq, is_closed, ..Lane::default() };
     let stock: HashMap<String, String> = redis.hgetall(lane_key(sale, "stock")).await?;
     for (sku, words) in stock {
         let numbers = words.split(' ').take(3).map(str::parse::<i64>);
@@ -415,25 +439,38 @@ pub async fn database(pool: &PgPool, sale: &str) -> anyhow::Result<Database> {
         (sku, CounterRow { total, counters: Counters { available, held, sold } })
     });
     books.counters = rows.collect();
-    books.refunds = sqlx::query_as(
-        "SELECT order_id, payment_id FROM refunds WHERE sale_id = $1 ORDER BY order_id, payment_id",
-    )
-    .bind(sale)
-    .fetch_all(pool)
-    .await?;
-    let rows: Vec<(String, i64)> =
-        sqlx::query_as("SELECT id, delta FROM adjustments WHERE sale_id = $1")
+    let query = format!(
+        "SELECT id, order_id, payment_id, {} FROM refunds WHERE sale_id = $1 ORDER BY id",
+        milliseconds("settled_at")
+    );
+    let rows: Vec<(String, String, String, Option<i64>)> =
+        sqlx::query_as(sqlx::AssertSqlSafe(query)).bind(sale).fetch_all(pool).await?;
+    let rows = rows.into_iter().map(|(id, order, payment, settled_ms)| RefundRow {
+        id,
+        order,
+        payment,
+        settled_ms,
+    });
+    books.refunds = rows.collect();
+    let rows: Vec<(String, String, i64, Option<String>)> =
+        sqlx::query_as("SELECT id, sku, delta, undoes FROM adjustments WHERE sale_id = $1")
             .bind(sale)
             .fetch_all(pool)
             .await?;
-    books.adjustments = rows.into_iter().collect();
-    let rows: Vec<(String, String, Option<i64>, Option<i64>)> =
-        sqlx::query_as("SELECT reason, status, epoch, seq FROM dead_letters ORDER BY id")
-            .fetch_all(pool)
-            .await?;
-    let rows = rows.into_iter().map(|(reason, status, epoch, seq)| DeadLetter {
+    let rows =
+        rows.into_iter().map(|(id, sku, delta, undoes)| (id, AdjustmentRow { sku, delta, undoes }));
+    books.adjustments = rows.collect();
+    type Letter = (String, String, i32, i64, Option<i64>, Option<i64>);
+    let rows: Vec<Letter> = sqlx::query_as(
+        "SELECT reason, status, partition, record_offset, epoch, seq FROM dead_letters ORDER BY id",
+    )
+    .fetch_all(pool)
+    .await?;
+    let rows = rows.into_iter().map(|(reason, status, partition, offset, epoch, seq)| DeadLetter {
         reason,
         status,
+        partition,
+        offset,
         epoch,
         seq,
     });

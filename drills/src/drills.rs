@@ -1,7 +1,7 @@
 //! The drills. Each is what it does to the stack while callers press on it; it must show that its
 //! fault bit (`Scene::bit`) in what it is about (`Drill::must_bite`), or it has proven nothing and fails.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use futures_util::future::LocalBoxFuture;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::books::{self, Rebuild, Record, SEALED, lane_key};
-use crate::checker::{Expected, Forgets};
-use crate::history::{Entry, Outcome, Request, now_ms};
+use crate::books::{self, Rebuild, Record, lane_key};
+use crate::checker::{Expected, Forgets, level, stale};
+use crate::history::{Entry, Level, Outcome, Request, now_ms};
 use crate::parts::{Service, eventually};
 use crate::proxy::Replies;
 use crate::scene::{Layout, Scene};
-use crate::workload::SKUS;
+use crate::workload::{Asks, SKUS};
 
 pub struct Drill {
     pub name: &'static str,
@@ -57,9 +57,13 @@ const DELETED: &str = "records deleted";
 const FORGOTTEN: &str = "events that Redis had forgotten";
 const NEVER_HAD: &str = "events that the promoted replica never had";
 const WITHHELD: &str = "answers withheld";
-const SLEPT: &str = "rebuilds that the relay slept through";
-const STALE: &str = "records sent of an epoch that was over";
+const STALE: &str = "lost events sent though their epoch was over";
+const STALE_REFUSED: &str = "of them refused";
 const FINISHED: &str = "rebuilds that another finished";
+const OVERTAKEN: &str = "rebuilds given up by who had slept";
+const AT_LOGGED: &str = "changes answered at `logged` before the loss";
+const AT_RECORDED: &str = "changes answered at `recorded` before the loss";
+const KAFKA_ALONE: &str = "changes answered at `logged` that only Kafka had";
 
 /// What a drill stages again, where only luck decides whether it bites, and it has not.
 const MORE_ROUNDS: u32 = 10;
@@ -72,7 +76,7 @@ const LAYOUT: Layout = Layout {
     settings: &[],
     redis: &[],
     replica: false,
-    durability: None,
+    asks: Asks::Nothing,
     clocks: false,
     small_disk: None,
 };
@@ -80,6 +84,8 @@ const EXPECTED: Expected = Expected {
     dead_letters: &[],
     topic_truncated: false,
     forgets: Forgets::Nothing,
+    forgot_ms: None,
+    survives: Level::Replicated,
     clock_ahead_ms: 0,
 };
 /// A relay that was slow at a rebuild sends something of the epoch before.
@@ -155,15 +161,32 @@ pub const DRILLS: &[Drill] = &[
         layout: Layout {
             services: &[
                 ("one", "api"),
-                ("two", "api,reconciler"),
+                ("two", "api"),
                 ("relay", "relay"),
                 ("writer", "writer"),
                 ("sweeper", "sweeper"),
+                ("rebuild", "reconciler"),
             ],
             ..LAYOUT
         },
         expected: EXPECTED,
-        must_bite: &["relay-sent", "writer-committed", "sweeper-expired", "rebuild-proven"],
+        must_bite: &[
+            "relay-read",
+            "relay-sent",
+            "writer-written",
+            "writer-committed",
+            "sweeper-expired",
+            "rebuild-taken",
+            "rebuild-claimed",
+            "rebuild-sealed",
+            "rebuild-chunk",
+            "rebuild-proven",
+            "rebuild-taken of the role",
+            "rebuild-claimed of the role",
+            "rebuild-sealed of the role",
+            "rebuild-chunk of the role",
+            "rebuild-proven of the role",
+        ],
         run: |scene| Box::pin(kill_at_points(scene)),
     },
     Drill {
@@ -366,9 +389,9 @@ pub const DRILLS: &[Drill] = &[
         name: "empty-restart",
         about: "Redis starts again without its files",
         short: true,
-        layout: LAYOUT,
+        layout: Layout { asks: HIGHER, settings: IMPATIENT, ..LAYOUT },
         expected: REPORTED,
-        must_bite: &[FORGOTTEN],
+        must_bite: &[FORGOTTEN, AT_LOGGED, AT_RECORDED],
         run: |scene| Box::pin(empty_restart(scene)),
     },
     Drill {
@@ -393,9 +416,9 @@ pub const DRILLS: &[Drill] = &[
         name: "forgotten-tail",
         about: "Redis loses what nothing had relayed; two instances that answered it live",
         short: true,
-        layout: TAIL,
+        layout: Layout { asks: HIGHER, settings: IMPATIENT, ..TAIL },
         expected: REPORTED,
-        must_bite: &[FORGOTTEN],
+        must_bite: &[FORGOTTEN, AT_LOGGED, AT_RECORDED],
         run: |scene| Box::pin(forgotten_tail(scene)),
     },
     Drill {
@@ -408,13 +431,37 @@ pub const DRILLS: &[Drill] = &[
         run: |scene| Box::pin(fresh_fleet(scene)),
     },
     Drill {
+        name: "logged-survives",
+        about: "Redis forgets everything while only Kafka has what was answered at `logged`",
+        short: true,
+        layout: LEVELS,
+        expected: REPORTED,
+        must_bite: &[FORGOTTEN, KAFKA_ALONE, AT_RECORDED],
+        run: |scene| Box::pin(redis_lost(scene, false)),
+    },
+    Drill {
+        name: "recorded-survives",
+        about: "Redis forgets everything, and Kafka what is not recorded",
+        short: false,
+        layout: LEVELS,
+        // Kafka had acknowledged some of it, so that nobody remembers who was told of it.
+        expected: Expected {
+            forgets: Forgets::Untold,
+            survives: Level::Recorded,
+            topic_truncated: true,
+            ..ECHOES
+        },
+        must_bite: &[FORGOTTEN, DELETED, KAFKA_ALONE, AT_RECORDED],
+        run: |scene| Box::pin(redis_lost(scene, true)),
+    },
+    Drill {
         name: "fail-over-replicated",
         about: "the primary dies with a replica that lags, which is promoted; answers at `replicated`",
         short: true,
         layout: Layout {
             replica: true,
-            durability: Some("replicated"),
-            settings: &[("HTTP__DURABILITY_TIMEOUT_MS", "1000")],
+            asks: Asks::Always("replicated"),
+            settings: IMPATIENT,
             ..LAYOUT
         },
         expected: REPORTED,
@@ -425,23 +472,23 @@ pub const DRILLS: &[Drill] = &[
         name: "fail-over-memory",
         about: "the same at `memory`, with the relay dead: orders are lost, and named",
         short: false,
-        layout: Layout { replica: true, ..TAIL },
+        layout: Layout { replica: true, asks: HIGHER, settings: IMPATIENT, ..TAIL },
         expected: REPORTED,
-        must_bite: &[NEVER_HAD],
+        must_bite: &[NEVER_HAD, AT_LOGGED, AT_RECORDED],
         run: |scene| Box::pin(fail_over_memory(scene)),
     },
     Drill {
         name: "relay-sleeps",
-        about: "a relay is stopped (SIGSTOP) across a rebuild of its lane; it may send old events, or have none",
+        about: "a relay is stopped with events in its hands, and sends them when its lane was rebuilt",
         short: false,
         layout: TAIL,
         expected: REPORTED,
-        must_bite: &[FORGOTTEN, SLEPT],
+        must_bite: &[FORGOTTEN, STALE, STALE_REFUSED],
         run: |scene| Box::pin(relay_sleeps(scene)),
     },
     Drill {
         name: "reconciler-sleeps",
-        about: "a reconciler is stopped (SIGSTOP) in the middle of a rebuild, another finishes it",
+        about: "a reconciler is stopped in the middle of a rebuild, another finishes it, and it goes on",
         short: false,
         layout: Layout {
             services: &[
@@ -452,7 +499,7 @@ pub const DRILLS: &[Drill] = &[
             ..LAYOUT
         },
         expected: REPORTED,
-        must_bite: &[FINISHED],
+        must_bite: &[FINISHED, OVERTAKEN],
         run: |scene| Box::pin(reconciler_sleeps(scene)),
     },
 ];
@@ -462,6 +509,22 @@ const TAIL: Layout = Layout {
     services: &[("one", "api"), ("two", "api,writer,sweeper,reconciler"), ("relay", "relay")],
     ..LAYOUT
 };
+
+/// The same, with a writer that can be taken, too.
+const LEVELS: Layout = Layout {
+    services: &[
+        ("one", "api"),
+        ("two", "api,sweeper,reconciler"),
+        ("relay", "relay"),
+        ("writer", "writer"),
+    ],
+    asks: HIGHER,
+    settings: IMPATIENT,
+    ..LAYOUT
+};
+const HIGHER: Asks = Asks::Sometimes(&["logged", "recorded"]);
+/// Callers learn soon that a level is not reached.
+const IMPATIENT: &[(&str, &str)] = &[("HTTP__DURABILITY_TIMEOUT_MS", "1000")];
 
 /// Lets a random number of answers pass, so that faults fall anywhere.
 struct Moments(StdRng);
@@ -545,9 +608,9 @@ async fn kill_server(scene: &Scene<'_>, server: &'static str) -> anyhow::Result<
     for _ in 0..scene.extent.times {
         moments.next(scene).await?;
         let began = scene.fault();
-        tokio::task::block_in_place(|| scene.stack.kill(server))?;
+        scene.stack.kill(server).await?;
         piled_up(scene, server).await?;
-        tokio::task::block_in_place(|| scene.stack.up(server))?;
+        scene.stack.up(server).await?;
         scene.mended(began).await?;
     }
     Ok(())
@@ -555,12 +618,12 @@ async fn kill_server(scene: &Scene<'_>, server: &'static str) -> anyhow::Result<
 
 async fn away(scene: &Scene<'_>, server: &'static str) -> anyhow::Result<()> {
     let began = scene.fault();
-    tokio::task::block_in_place(|| scene.stack.kill(server))?;
+    scene.stack.kill(server).await?;
     let gone = now_ms();
     tokio::time::sleep(scene.extent.away).await;
     piled_up(scene, server).await?;
     sold_since(scene, gone)?;
-    tokio::task::block_in_place(|| scene.stack.up(server))?;
+    scene.stack.up(server).await?;
     scene.mended(began).await
 }
 
@@ -588,10 +651,8 @@ async fn full_disk(scene: &Scene<'_>, server: &'static str) -> anyhow::Result<()
         piled_up(scene, server).await?;
         sold_since(scene, full)?;
         scene.stack.free_disk()?;
-        eventually(&format!("{server} runs"), async || {
-            tokio::task::block_in_place(|| scene.stack.up(server)).is_ok()
-        })
-        .await?;
+        eventually(&format!("{server} runs"), async || scene.stack.up(server).await.is_ok())
+            .await?;
         scene.mended(began).await?;
     }
     Ok(())
@@ -611,11 +672,21 @@ const POINTS: [(&str, u32); 10] = [
     ("rebuild-proven", 1), // not opened
 ];
 
+/// How it is said that the role's own rebuild died there, as that of an operator did.
+const POINTS_OF_ROLE: [(&str, &str); 5] = [
+    ("rebuild-taken", "rebuild-taken of the role"),
+    ("rebuild-claimed", "rebuild-claimed of the role"),
+    ("rebuild-sealed", "rebuild-sealed of the role"),
+    ("rebuild-chunk", "rebuild-chunk of the role"),
+    ("rebuild-proven", "rebuild-proven of the role"),
+];
+
 /// Each process dies by itself where it is told to, and is started again. A rebuild is begun by an
-/// operator on an open lane, so nothing may be lost; the role finishes what it left.
+/// operator on an open lane, so nothing may be lost; the role finishes what it left, or dies of the same
+/// and finishes it when it is started again.
 async fn kill_at_points(scene: &Scene<'_>) -> anyhow::Result<()> {
     let mut moments = Moments::of(scene);
-    // A round is ten deaths.
+    // A round is ten deaths, and five of the role beside.
     for _ in 0..scene.extent.times.div_ceil(4) {
         for (point, passing_max) in POINTS {
             moments.next(scene).await?;
@@ -624,7 +695,7 @@ async fn kill_at_points(scene: &Scene<'_>) -> anyhow::Result<()> {
             let began = scene.fault();
             if role == "rebuild" {
                 let rebuild = ["rebuild", scene.sale.as_str()];
-                tokio::task::block_in_place(|| scene.holdfast_dies(&rebuild, (point, passing)))?;
+                scene.holdfast_dies(&rebuild, (point, passing)).await?;
             } else {
                 let service = scene.service(role);
                 service.terminate().await?;
@@ -632,6 +703,20 @@ async fn kill_at_points(scene: &Scene<'_>) -> anyhow::Result<()> {
                 service.start_again().await?;
             }
             scene.bit(point, 1.0);
+            scene.mended(began).await?;
+        }
+        for (point, bite) in POINTS_OF_ROLE {
+            moments.next(scene).await?;
+            let most = POINTS.iter().find(|(name, _)| *name == point).map_or(1, |(_, most)| *most);
+            let passing = moments.0.random_range(1..=most);
+            let (began, role) = (scene.fault(), scene.service("rebuild"));
+            role.terminate().await?;
+            // A lane that an operator left half written: the role writes all of it anew.
+            let rebuild = ["rebuild", scene.sale.as_str()];
+            scene.holdfast_dies(&rebuild, ("rebuild-chunk", 1)).await?;
+            role.die_at(point, passing).await?;
+            scene.bit(bite, 1.0);
+            role.start_again().await?;
             scene.mended(began).await?;
         }
     }
@@ -829,7 +914,7 @@ async fn poison_record(scene: &Scene<'_>) -> anyhow::Result<()> {
         };
         eventually("the poisonous order is placed", async || {
             // A paused sale refuses it for a moment.
-            scene.callee.send("poisoner", 0, &request).await.outcome == Outcome::Ok
+            scene.callee.send("poisoner", 0, &request, None).await.outcome == Outcome::Ok
         })
         .await?;
         let query = "SELECT id FROM dead_letters
@@ -847,7 +932,7 @@ async fn poison_record(scene: &Scene<'_>) -> anyhow::Result<()> {
         sqlx::query("ALTER TABLE orders DROP CONSTRAINT poison").execute(database).await?;
         // Its later steps, if it ran out meanwhile, wait behind it as everything does.
         let id = letter().await.context("the dead letter is gone")?.to_string();
-        scene.holdfast(&["dead-letters", "retry", &id])?;
+        scene.holdfast(&["dead-letters", "retry", &id]).await?;
         scene.bit(RETRIED, 1.0);
         scene.mended(began).await?;
     }
@@ -895,19 +980,6 @@ async fn records(scene: &Scene<'_>) -> anyhow::Result<Vec<Record>> {
 fn sent_twice(records: &[Record]) -> usize {
     let places: HashSet<_> = records.iter().map(|record| (record.epoch, record.seq)).collect();
     records.len() - places.len()
-}
-
-/// Records that stand behind one of a later epoch: who sent them had slept through a rebuild.
-fn stale(records: &[Record]) -> usize {
-    let mut in_order: Vec<_> = records.iter().filter(|record| record.kind != SEALED).collect();
-    in_order.sort_by_key(|record| (record.partition, record.offset));
-    let mut latest = HashMap::new();
-    let is_stale = |record: &&&Record| {
-        let latest = latest.entry(record.partition).or_insert(record.epoch);
-        *latest = record.epoch.max(*latest);
-        record.epoch < *latest
-    };
-    in_order.iter().filter(is_stale).count()
 }
 
 async fn script_flush(scene: &Scene<'_>) -> anyhow::Result<()> {
@@ -1005,26 +1077,57 @@ async fn reopened(scene: &Scene<'_>, before: usize) -> anyhow::Result<Rebuild> {
 struct Outage {
     began: i64,
     up: i64,
+    /// Where the lane stood, and how many reports there were of it.
+    seq: i64,
+    reports: usize,
 }
 
-/// Redis is killed, its files are put as `harm` leaves them, and it starts again: it must not sell before
-/// the lane was opened anew.
-async fn restart_forgetful(
-    scene: &Scene<'_>,
-    harm: impl FnOnce(&Path) -> anyhow::Result<()>,
-) -> anyhow::Result<Outage> {
-    let (began, before) = (scene.fault(), reports(scene).await?.len());
-    let seq = scene.mark("seq").await?;
-    scene.redis.kill();
-    harm(scene.redis.dir())?;
-    scene.redis.start_again().await?;
-    let up = now_ms();
-    let report = reopened(scene, before).await?;
-    let forgot = seq - report.seq_before.unwrap_or_default();
-    scene.bit(FORGOTTEN, forgot as f64);
-    scene
-        .bit("requests refused by a frozen lane", scene.refused_since(began, "lane-frozen") as f64);
-    Ok(Outage { began, up })
+impl Outage {
+    /// Redis is killed, its files are put as `harm` leaves them, and it starts again.
+    async fn of(
+        scene: &Scene<'_>,
+        harm: impl FnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
+        let (began, reports) = (scene.fault(), reports(scene).await?.len());
+        let seq = scene.mark("seq").await?;
+        scene.redis.kill();
+        scene.forgets();
+        harm(scene.redis.dir())?;
+        scene.redis.start_again().await?;
+        Ok(Self { began, up: now_ms(), seq, reports })
+    }
+
+    /// It must not sell before the lane was opened anew.
+    async fn reopened(&self, scene: &Scene<'_>, lost: &'static str) -> anyhow::Result<()> {
+        let report = reopened(scene, self.reports).await?;
+        scene.bit(lost, (self.seq - report.seq_before.unwrap_or_default()) as f64);
+        let refused = scene.refused_since(self.began, "lane-frozen");
+        scene.bit("requests refused by a frozen lane", refused as f64);
+        Ok(())
+    }
+
+    async fn mended(&self, scene: &Scene<'_>) -> anyhow::Result<()> {
+        scene.mended_from(self.began, self.up).await
+    }
+}
+
+/// What callers had been promised when Redis forgot: the checker demands that it is there.
+pub fn levels_bit(scene: &Scene<'_>) {
+    let Some(forgot_ms) = scene.forgot_ms() else { return };
+    let entries = scene.history().entries();
+    let before = entries.iter().filter(|entry| entry.answered_ms < forgot_ms);
+    for entry in before {
+        match entry.reply.applied {
+            Some(Level::Logged) => scene.bit(AT_LOGGED, 1.0),
+            Some(Level::Recorded) => scene.bit(AT_RECORDED, 1.0),
+            _ => {}
+        }
+    }
+}
+
+/// A Redis without its files.
+fn empty(dir: &Path) -> anyhow::Result<()> {
+    Ok(std::fs::remove_dir_all(dir.join(AOF))?)
 }
 
 fn copy_files(from: &Path, to: &Path) -> anyhow::Result<()> {
@@ -1039,13 +1142,21 @@ fn copy_files(from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Redis is started again on what `harm` leaves of its files, again and again.
+async fn restart_forgetful(
+    scene: &Scene<'_>,
+    harm: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let outage = Outage::of(scene, harm).await?;
+    outage.reopened(scene, FORGOTTEN).await?;
+    outage.mended(scene).await
+}
+
 async fn empty_restart(scene: &Scene<'_>) -> anyhow::Result<()> {
     let mut moments = Moments::of(scene);
     for _ in 0..scene.extent.times.min(5) {
         moments.next(scene).await?;
-        let harm = |dir: &Path| Ok(std::fs::remove_dir_all(dir.join(AOF))?);
-        let outage = restart_forgetful(scene, harm).await?;
-        scene.mended_from(outage.began, outage.up).await?;
+        restart_forgetful(scene, empty).await?;
     }
     Ok(())
 }
@@ -1054,8 +1165,7 @@ async fn old_rdb(scene: &Scene<'_>) -> anyhow::Result<()> {
     for _ in 0..scene.extent.times.min(5) {
         scene.redis.ask::<()>(&redis::cmd("SAVE")).await?;
         scene.settled().await?;
-        let outage = restart_forgetful(scene, |_| Ok(())).await?;
-        scene.mended_from(outage.began, outage.up).await?;
+        restart_forgetful(scene, |_| Ok(())).await?;
     }
     Ok(())
 }
@@ -1063,8 +1173,7 @@ async fn old_rdb(scene: &Scene<'_>) -> anyhow::Result<()> {
 async fn cut_aof(scene: &Scene<'_>) -> anyhow::Result<()> {
     for _ in 0..scene.extent.times.min(5) {
         scene.settled().await?;
-        let outage = restart_forgetful(scene, cut_tail).await?;
-        scene.mended_from(outage.began, outage.up).await?;
+        restart_forgetful(scene, cut_tail).await?;
     }
     Ok(())
 }
@@ -1088,9 +1197,10 @@ async fn forgotten_tail(scene: &Scene<'_>) -> anyhow::Result<()> {
     copy_files(&scene.redis.dir().join(AOF), &aside)?;
     scene.settled().await?;
     let harm = |dir: &Path| copy_files(&aside, &dir.join(AOF));
-    let outage = restart_forgetful(scene, harm).await?;
+    let outage = Outage::of(scene, harm).await?;
+    outage.reopened(scene, FORGOTTEN).await?;
     scene.service("relay").start_again().await?;
-    scene.mended_from(outage.began, outage.up).await
+    outage.mended(scene).await
 }
 
 /// The same, and everybody who could tell dies with it.
@@ -1099,35 +1209,67 @@ async fn fresh_fleet(scene: &Scene<'_>) -> anyhow::Result<()> {
     scene.service("relay").kill();
     copy_files(&scene.redis.dir().join(AOF), &aside)?;
     scene.settled().await?;
-    let (began, seq) = (scene.fault(), scene.mark("seq").await?);
     scene.stop_services();
-    scene.redis.kill();
-    copy_files(&aside, &scene.redis.dir().join(AOF))?;
-    scene.redis.start_again().await?;
-    let up = now_ms();
-    scene.bit(FORGOTTEN, (seq - scene.mark("seq").await?) as f64);
-    let before = reports(scene).await?.len();
+    let outage = Outage::of(scene, |dir| copy_files(&aside, &dir.join(AOF))).await?;
+    scene.bit(FORGOTTEN, (outage.seq - scene.mark("seq").await?) as f64);
     scene.start_services().await?;
-    reopened(scene, before).await?;
-    scene.mended_from(began, up).await
+    reopened(scene, outage.reports).await?;
+    outage.mended(scene).await
+}
+
+/// Answers at `logged` that must have been given while nothing was recorded.
+const LOGGED_ALONE: usize = 5;
+
+/// Redis loses everything. Of what was answered some is in no more than Kafka, some nowhere, and where Kafka
+/// loses what it has as well only what is recorded is left.
+async fn redis_lost(scene: &Scene<'_>, kafka_too: bool) -> anyhow::Result<()> {
+    let mut moments = Moments::of(scene);
+    let (relay, writer) = (scene.service("relay"), scene.service("writer"));
+    for _ in 0..scene.extent.times.min(5) {
+        moments.next(scene).await?;
+        writer.kill();
+        let recorded = scene.recorded().await?;
+        let since = now_ms();
+        let logged = || {
+            scene.history().count_since(since, |entry| {
+                let seq_is_new = entry.sent_ms >= since && !entry.reply.replayed;
+                seq_is_new && level(entry) == Level::Logged
+            })
+        };
+        eventually("answers are given at `logged`", async || logged() >= LOGGED_ALONE).await?;
+        scene.bit(KAFKA_ALONE, logged() as f64);
+        relay.kill();
+        // These stand in Redis alone.
+        scene.answered(20).await?;
+        if kafka_too {
+            let deleted = books::delete_records(&scene.stack.brokers(), &scene.topic).await?;
+            scene.bit(DELETED, deleted as f64);
+        }
+        let outage = Outage::of(scene, empty).await?;
+        if scene.recorded().await? != recorded {
+            bail!("something was recorded without a writer");
+        }
+        writer.start_again().await?;
+        relay.start_again().await?;
+        outage.reopened(scene, FORGOTTEN).await?;
+        outage.mended(scene).await?;
+    }
+    Ok(())
 }
 
 /// The primary dies while its replica lags, and the replica takes its place, with one of its own behind it.
 async fn promote(scene: &Scene<'_>) -> anyhow::Result<Outage> {
-    let (began, before) = (scene.fault(), reports(scene).await?.len());
+    let (began, reports) = (scene.fault(), reports(scene).await?.len());
     let seq = scene.mark("seq").await?;
     let replica = scene.replica.as_ref().context("the layout has a replica")?;
     scene.redis.kill();
+    scene.forgets();
     replica.ask::<()>(redis::cmd("REPLICAOF").arg("NO").arg("ONE")).await?;
     scene.add_replica(replica.port).await?;
     scene.to_redis.lead_to(replica.port);
-    let up = now_ms();
-    let report = reopened(scene, before).await?;
-    let forgot = seq - report.seq_before.unwrap_or_default();
-    scene.bit(NEVER_HAD, forgot as f64);
-    scene
-        .bit("requests refused by a frozen lane", scene.refused_since(began, "lane-frozen") as f64);
-    Ok(Outage { began, up })
+    let outage = Outage { began, up: now_ms(), seq, reports };
+    outage.reopened(scene, NEVER_HAD).await?;
+    Ok(outage)
 }
 
 async fn fail_over_replicated(scene: &Scene<'_>) -> anyhow::Result<()> {
@@ -1136,8 +1278,7 @@ async fn fail_over_replicated(scene: &Scene<'_>) -> anyhow::Result<()> {
     let withheld = async || scene.unknown_since(began) >= 10;
     eventually("answers are withheld", withheld).await?;
     scene.bit(WITHHELD, scene.unknown_since(began) as f64);
-    let outage = promote(scene).await?;
-    scene.mended_from(outage.began, outage.up).await
+    promote(scene).await?.mended(scene).await
 }
 
 async fn fail_over_memory(scene: &Scene<'_>) -> anyhow::Result<()> {
@@ -1146,52 +1287,91 @@ async fn fail_over_memory(scene: &Scene<'_>) -> anyhow::Result<()> {
     scene.settled().await?;
     let outage = promote(scene).await?;
     scene.service("relay").start_again().await?;
-    scene.mended_from(outage.began, outage.up).await
+    outage.mended(scene).await
 }
 
-/// A relay that is stopped while its lane is rebuilt may have events of the old epoch in its hands. That it
-/// sends them cannot be brought about from outside: where it does, it is counted.
+/// A relay stops itself with events in its hands that nobody else has. Redis loses them, the lane is opened
+/// under another epoch, and the relay sends them all the same: the writer must refuse each.
 async fn relay_sleeps(scene: &Scene<'_>) -> anyhow::Result<()> {
     let relay = scene.service("relay");
     let mut moments = Moments::of(scene);
     for _ in 0..scene.extent.times.min(5) {
         moments.next(scene).await?;
-        relay.freeze()?;
+        let passing = moments.0.random_range(1..=6);
+        relay.terminate().await?;
+        relay.start_to_stop_at("relay-read", passing)?;
+        relay.stopped().await?;
         scene.answered(20).await?;
-        let harm = |dir: &Path| Ok(std::fs::remove_dir_all(dir.join(AOF))?);
-        let outage = restart_forgetful(scene, harm).await?;
+        let outage = Outage::of(scene, empty).await?;
+        outage.reopened(scene, FORGOTTEN).await?;
+        let before = echoes(scene).await?.0;
         relay.thaw()?;
-        scene.mended_from(outage.began, outage.up).await?;
-        scene.bit(SLEPT, 1.0);
+        // Its other repeats say only what is recorded.
+        eventually("what the relay had read comes out, and is refused", async || {
+            echoes(scene).await.is_ok_and(|(sent, refused)| sent > before && refused == sent)
+        })
+        .await?;
+        outage.mended(scene).await?;
     }
-    scene.bit(STALE, stale(&records(scene).await?) as f64);
+    let (sent, refused) = echoes(scene).await?;
+    scene.bit(STALE, sent as f64);
+    scene.bit(STALE_REFUSED, refused as f64);
     Ok(())
 }
 
-/// A reconciler that is stopped in the middle of a rebuild, which another finishes.
+/// Records of an epoch that was over when they were sent, and that say what is recorded nowhere; and how many
+/// of them the writer refused.
+async fn echoes(scene: &Scene<'_>) -> anyhow::Result<(usize, usize)> {
+    let records = records(scene).await?;
+    let database = books::database(&scene.database, &scene.sale).await?;
+    let recorded: HashSet<_> = database.ledger.iter().map(|row| (row.epoch, row.seq)).collect();
+    let refused: HashSet<_> = database
+        .dead_letters
+        .iter()
+        .filter(|letter| letter.reason == "stale-epoch")
+        .map(|letter| (letter.partition, letter.offset))
+        .collect();
+    let lost = |record: &&Record| !recorded.contains(&(record.epoch, record.seq));
+    let echoes: Vec<_> = stale(&records).filter(lost).collect();
+    let are_refused =
+        echoes.iter().filter(|record| refused.contains(&(record.partition, record.offset))).count();
+    Ok((echoes.len(), are_refused))
+}
+
+/// Where a reconciler stops: it has taken the lane, and not yet opened it.
+const ASLEEP_AT: [&str; 4] =
+    ["rebuild-claimed", "rebuild-sealed", "rebuild-chunk", "rebuild-proven"];
+
+/// A reconciler stops itself in the middle of a rebuild, which another finishes. Then it goes on, and must
+/// find that it has lost the lane.
 async fn reconciler_sleeps(scene: &Scene<'_>) -> anyhow::Result<()> {
     let sleeper = scene.service("sleeper");
-    let epoch = async || -> anyhow::Result<i64> {
-        let epoch = sqlx::query_scalar("SELECT epoch FROM lanes WHERE sale_id = $1");
-        Ok(epoch.bind(&scene.sale).fetch_one(&scene.database).await?)
-    };
-    let (began, before) = (scene.fault(), epoch().await?);
-    let reports_before = reports(scene).await?.len();
-    scene.redis.kill();
-    std::fs::remove_dir_all(scene.redis.dir().join(AOF))?;
-    scene.redis.start_again().await?;
-    let up = now_ms();
-    eventually("a rebuild has begun", async || epoch().await.is_ok_and(|now| now > before)).await?;
-    sleeper.freeze()?;
-    if reports(scene).await?.len() > reports_before {
-        bail!("the rebuild was over before it could be stopped");
+    let mut moments = Moments::of(scene);
+    for _ in 0..scene.extent.times.min(5) {
+        moments.next(scene).await?;
+        let point = ASLEEP_AT[moments.0.random_range(0..ASLEEP_AT.len())];
+        sleeper.terminate().await?;
+        sleeper.start_to_stop_at(point, 1)?;
+        sleeper.ready().await?;
+        let outage = Outage::of(scene, empty).await?;
+        sleeper.stopped().await?;
+        let other = scene.another("other", "reconciler").await?;
+        outage.reopened(scene, FORGOTTEN).await?;
+        scene.bit(FINISHED, 1.0);
+        let given_up = async || {
+            let reports = reports(scene).await.unwrap_or_default();
+            reports.iter().skip(outage.reports).any(|report| report.outcome == "failed")
+        };
+        if given_up().await {
+            bail!("a rebuild failed though nobody was in its way");
+        }
+        sleeper.thaw()?;
+        eventually("who had slept gives its rebuild up", given_up).await?;
+        scene.bit(OVERTAKEN, 1.0);
+        outage.mended(scene).await?;
+        other.terminate().await?;
     }
-    let other = scene.another("other", "reconciler").await?;
-    reopened(scene, reports_before).await?;
-    scene.bit(FINISHED, 1.0);
-    sleeper.thaw()?;
-    scene.mended_from(began, up).await?;
-    other.terminate().await
+    Ok(())
 }
 
 /// Kafka's records are deleted before the writer has read them; the relay that comes next sends them again.
@@ -1229,28 +1409,5 @@ mod tests {
             bites.extend(drill.must_bite.iter().map(|&what| (what, 1.0)));
             assert!(drill.unbitten(&bites).is_empty(), "{}", drill.name);
         }
-    }
-
-    #[test]
-    fn a_record_is_stale_behind_one_of_a_later_epoch_in_its_partition() {
-        let record = |partition, offset, epoch, kind: &str| Record {
-            partition,
-            offset,
-            kind: kind.into(),
-            epoch,
-            seq: offset,
-            at_ms: 0,
-            data: serde_json::Value::Null,
-        };
-        let mut records = vec![
-            record(0, 0, 1, "order.held"),
-            record(0, 1, 1, SEALED),
-            record(0, 2, 2, "order.held"),
-            record(0, 3, 2, "order.held"),
-            record(1, 9, 1, "order.held"),
-        ];
-        assert_eq!(stale(&records), 0);
-        records.insert(0, record(0, 4, 1, "order.held"));
-        assert_eq!(stale(&records), 1);
     }
 }

@@ -27,7 +27,7 @@ pub struct Entry {
     pub client: String,
     /// Which of the service's instances was asked.
     pub instance: usize,
-    /// The durability that its answer was to wait for, where it was more than memory.
+    /// The durability that its answer was to wait for (`Prefer`), where the caller named one.
     pub asked: Option<String>,
     pub sent_ms: i64,
     /// Of an unknown outcome: when the caller knew that it would not be told.
@@ -85,10 +85,20 @@ pub enum Request {
         key: String,
         delta: i64,
     },
+    Undo {
+        adjustment: String,
+        key: String,
+    },
+    SettleRefund {
+        refund: String,
+    },
     Pause {
         sale: String,
     },
     Resume {
+        sale: String,
+    },
+    Close {
         sale: String,
     },
     Get {
@@ -100,17 +110,10 @@ pub enum Request {
 }
 
 impl Request {
-    /// Whether it may change an order, so that it can ask for durability.
-    pub fn changes_an_order(&self) -> bool {
-        !matches!(
-            self,
-            Self::Define { .. }
-                | Self::Adjust { .. }
-                | Self::Pause { .. }
-                | Self::Resume { .. }
-                | Self::Get { .. }
-                | Self::Stock { .. }
-        )
+    /// Whether its caller may say how durable the answer shall be: a payment provider says no such thing,
+    /// and what an operator changes is answered as it always is.
+    pub fn takes_a_preference(&self) -> bool {
+        self.shows_an_order() && !matches!(self, Self::Get { .. })
     }
 
     /// Whether a 2xx on it shows the order that it is about.
@@ -143,6 +146,29 @@ pub enum Outcome {
     Unknown,
 }
 
+/// How far an answer had got: what it outlives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    #[default]
+    Memory,
+    Replicated,
+    Logged,
+    Recorded,
+}
+
+impl Level {
+    pub fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "memory" => Some(Self::Memory),
+            "replicated" => Some(Self::Replicated),
+            "logged" => Some(Self::Logged),
+            "recorded" => Some(Self::Recorded),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Reply {
     pub outcome: Outcome,
@@ -150,6 +176,8 @@ pub struct Reply {
     pub status: Option<u16>,
     pub code: Option<String>,
     pub replayed: bool,
+    /// What `Preference-Applied` says of its durability.
+    pub applied: Option<Level>,
     pub body: Value,
 }
 

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, bail};
 use clap::Parser;
 
+use crate::checker::Expected;
 use crate::drills::{DRILLS, Drill};
 use crate::history::{History, Outcome};
 use crate::parts::Stack;
@@ -148,8 +149,8 @@ async fn one(
         }
         Some(Err(error)) => return Ok(failed(error)),
     };
-    let scene = Scene::set(stack, binary, drill.name, extent, &drill.layout, history.clone()).await;
-    let scene = match scene {
+    let set = Scene::set(stack, binary, drill.name, extent, &drill.layout, history.clone());
+    let scene = match within(extent.longest, set).await {
         Ok(scene) => scene,
         Err(error) => return Ok(failed(error)),
     };
@@ -176,7 +177,8 @@ async fn one(
     scene.stop_services();
     match scene.books().await {
         Ok(books) => {
-            let found = checker::check(&entries, &books, &drill.expected);
+            let expected = Expected { forgot_ms: scene.forgot_ms(), ..drill.expected.clone() };
+            let found = checker::check(&entries, &books, &expected);
             row.failures.extend(found.iter().map(ToString::to_string));
             row.lost = checker::lost(&entries, &books).len();
             serde_json::to_writer(std::fs::File::create(dir.join("books.json"))?, &books)?;
@@ -192,6 +194,15 @@ async fn one(
     Ok(row)
 }
 
+/// What takes longer is given up.
+async fn within<T>(
+    longest: Duration,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let done = tokio::time::timeout(longest, work).await;
+    done.unwrap_or_else(|_| Err(anyhow!("given up after {longest:?}")))
+}
+
 /// The drill, with callers around it; then waits until nothing moves any more.
 async fn pressed(drill: &Drill, scene: &Scene<'_>) -> anyhow::Result<()> {
     let callers = tokio::spawn({
@@ -202,11 +213,11 @@ async fn pressed(drill: &Drill, scene: &Scene<'_>) -> anyhow::Result<()> {
         scene.settled().await?;
         scene.flows().await?;
         (drill.run)(scene).await?;
-        scene.settled().await
+        drills::levels_bit(scene);
+        scene.settled().await?;
+        scene.closed().await
     };
-    let longest = scene.extent.longest;
-    let drilled = tokio::time::timeout(longest, drilled).await;
-    let drilled = drilled.unwrap_or_else(|_| Err(anyhow!("given up after {longest:?}")));
+    let drilled = within(scene.extent.longest, drilled).await;
     scene.callee.stop();
     callers.await?;
     drilled?;

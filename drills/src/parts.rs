@@ -7,8 +7,9 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -16,8 +17,10 @@ use anyhow::{Context, bail};
 /// How long anything that must come about may take, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// Where a process of the service is to kill itself: `src/failpoint.rs`.
+/// Where a process of the service is to kill or stop itself: `src/failpoint.rs`.
 const FAILPOINT: &str = "FAILPOINT";
+/// Ports of the service's processes, counted from the stack's first.
+const SERVICE_PORTS: std::ops::Range<u16> = 20..60;
 /// What fills a small disk, on it.
 const FILLING: &str = "filling";
 const SMALL_DISK: &str = "size=256m";
@@ -37,9 +40,22 @@ pub async fn eventually(
     Ok(())
 }
 
-fn free_port() -> anyhow::Result<u16> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    Ok(listener.local_addr()?.port())
+/// Runs a command to its end, and holds up nobody meanwhile: who gives up waiting for it has it killed.
+async fn output(mut command: Command) -> anyhow::Result<Output> {
+    struct Hanging(Option<u32>);
+    impl Drop for Hanging {
+        fn drop(&mut self) {
+            if let Some(error) = self.0.and_then(|pid| signal(pid, "KILL").err()) {
+                eprintln!("{error}");
+            }
+        }
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().with_context(|| format!("{command:?}"))?;
+    let mut hanging = Hanging(Some(child.id()));
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await?;
+    hanging.0 = None;
+    Ok(output?)
 }
 
 /// Sends a signal by its name; the process may have ended already.
@@ -53,6 +69,7 @@ pub struct Stack {
     pub home: PathBuf,
     pub port_base: u16,
     dev: PathBuf,
+    ports_given: AtomicU16,
     /// Where the file system is mounted that one of its servers has to itself.
     small_disk: Option<PathBuf>,
 }
@@ -62,17 +79,37 @@ impl Stack {
     pub fn start(home: PathBuf, port_base: u16, dev: PathBuf) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&home)?;
         let home = home.canonicalize()?;
-        let stack = Self { home, port_base, dev, small_disk: None };
-        stack.up("postgres")?;
-        stack.up("kafka")?;
+        let stack = Self::at(home, port_base, dev);
+        stack.start_servers()?;
         Ok(stack)
+    }
+
+    fn at(home: PathBuf, port_base: u16, dev: PathBuf) -> Self {
+        Self { home, port_base, dev, ports_given: AtomicU16::new(0), small_disk: None }
+    }
+
+    fn start_servers(&self) -> anyhow::Result<()> {
+        self.dev(&["start", "postgres"])?;
+        self.dev(&["start", "kafka"])
+    }
+
+    /// A port that nobody listens at. Of the stack's own range: one of those that the system gives to
+    /// whoever asks for any could be gone before it is used.
+    fn free_port(&self) -> anyhow::Result<u16> {
+        for _ in SERVICE_PORTS {
+            let number = self.ports_given.fetch_add(1, Ordering::Relaxed);
+            let port = self.port_base + SERVICE_PORTS.start + number % SERVICE_PORTS.len() as u16;
+            if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+                return Ok(port);
+            }
+        }
+        bail!("no port from {} on is free: {SERVICE_PORTS:?}", self.port_base)
     }
 
     /// One beside this, made anew, where a server keeps its files on a small file system of its own.
     pub fn with_small_disk(&self, part: &str) -> anyhow::Result<Self> {
         let home = self.home.with_file_name("small-disk");
-        let mut stack =
-            Self { home, port_base: self.port_base + 10, dev: self.dev.clone(), small_disk: None };
+        let mut stack = Self::at(home, self.port_base + 10, self.dev.clone());
         // Of a run that was killed.
         stack.dev(&["down"])?;
         for left in ["postgres", "kafka"].map(|part| stack.home.join(part)) {
@@ -88,8 +125,7 @@ impl Stack {
             bail!("a file system cannot be mounted, which needs root: {}", said.trim());
         }
         stack.small_disk = Some(at);
-        stack.up("postgres")?;
-        stack.up("kafka")?;
+        stack.start_servers()?;
         Ok(stack)
     }
 
@@ -129,27 +165,37 @@ impl Stack {
         self.port_base + 4
     }
 
-    pub fn up(&self, part: &str) -> anyhow::Result<()> {
-        self.dev(&["start", part])
+    pub async fn up(&self, part: &str) -> anyhow::Result<()> {
+        let arguments = ["start", part];
+        succeeded(&arguments, output(self.dev_command(&arguments)).await?).map(drop)
     }
 
     /// SIGKILL.
-    pub fn kill(&self, part: &str) -> anyhow::Result<()> {
-        self.dev(&["kill", part])
+    pub async fn kill(&self, part: &str) -> anyhow::Result<()> {
+        let arguments = ["kill", part];
+        succeeded(&arguments, output(self.dev_command(&arguments)).await?).map(drop)
     }
 
     fn dev(&self, arguments: &[&str]) -> anyhow::Result<()> {
-        let output = Command::new(&self.dev)
-            .args(arguments)
-            .env("HOLDFAST_HOME", &self.home)
-            .env("HOLDFAST_PORT_BASE", self.port_base.to_string())
-            .stdin(Stdio::null())
-            .output()?;
-        if !output.status.success() {
-            bail!("./dev {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(())
+        let output = self.dev_command(arguments).stdin(Stdio::null()).output()?;
+        succeeded(arguments, output).map(drop)
     }
+
+    fn dev_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.dev);
+        let port_base = self.port_base.to_string();
+        command.args(arguments).env("HOLDFAST_HOME", &self.home);
+        command.env("HOLDFAST_PORT_BASE", port_base);
+        command
+    }
+}
+
+/// What a command printed, if it succeeded.
+fn succeeded(arguments: &[&str], output: Output) -> anyhow::Result<String> {
+    if !output.status.success() {
+        bail!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 impl Drop for Stack {
@@ -214,6 +260,15 @@ impl Process {
         let child = self.child.lock().expect("no panic with the child");
         let child = child.as_ref().with_context(|| format!("{} does not run", self.name))?;
         signal(child.id(), name)
+    }
+
+    /// Whether it is stopped, as by SIGSTOP.
+    fn is_stopped(&self) -> anyhow::Result<bool> {
+        let child = self.child.lock().expect("no panic with the child");
+        let child = child.as_ref().with_context(|| format!("{} does not run", self.name))?;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id()))?;
+        // Its name, which stands before its state, may contain anything.
+        Ok(stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
     }
 
     /// How it has ended by itself, if it has.
@@ -364,13 +419,13 @@ pub struct Service {
 
 impl Service {
     pub async fn start(
-        home: &Path,
+        stack: &Stack,
         binary: &Path,
         name: &str,
         roles: &str,
         settings: &[(String, String)],
     ) -> anyhow::Result<Self> {
-        let (port, inner_port) = (free_port()?, free_port()?);
+        let (home, port, inner_port) = (&stack.home, stack.free_port()?, stack.free_port()?);
         let mut variables = settings.to_vec();
         variables.push(("HOLDFAST_HTTP__LISTEN".into(), format!("127.0.0.1:{port}")));
         variables.push(("HOLDFAST_HTTP__INNER_LISTEN".into(), format!("127.0.0.1:{inner_port}")));
@@ -397,6 +452,10 @@ impl Service {
     /// Returns when it is ready.
     pub async fn start_again(&self) -> anyhow::Result<()> {
         self.process.start(&[])?;
+        self.ready().await
+    }
+
+    pub async fn ready(&self) -> anyhow::Result<()> {
         let url = format!("{}/readyz", self.inner_url);
         eventually(&format!("{} is ready", self.name), async || {
             let answer = self.http.get(&url).timeout(Duration::from_secs(2)).send().await;
@@ -420,6 +479,17 @@ impl Service {
             bail!("{} ended before {point}: {status}", self.name);
         }
         Ok(())
+    }
+
+    /// Starts it; at its passing of this point it will stop itself.
+    pub fn start_to_stop_at(&self, point: &str, passing: u32) -> anyhow::Result<()> {
+        self.process.start(&[(FAILPOINT, format!("{point}:{passing}:stop"))])
+    }
+
+    /// Returns when it has stopped itself.
+    pub async fn stopped(&self) -> anyhow::Result<()> {
+        let stopped = async || self.process.is_stopped().is_ok_and(|stopped| stopped);
+        eventually(&format!("{} stops itself", self.name), stopped).await
     }
 
     pub fn freeze(&self) -> anyhow::Result<()> {
@@ -465,18 +535,16 @@ fn was_killed(status: ExitStatus) -> bool {
 }
 
 /// Runs the service's binary until it has killed itself at its passing of this point.
-pub fn run_to_death(
+pub async fn run_to_death(
     binary: &Path,
     settings: &[(String, String)],
     arguments: &[&str],
     (point, passing): (&str, u32),
 ) -> anyhow::Result<()> {
-    let output = Command::new(binary)
-        .args(arguments)
-        .envs(settings.iter().cloned())
-        .env(FAILPOINT, format!("{point}:{passing}"))
-        .stdin(Stdio::null())
-        .output()?;
+    let mut command = Command::new(binary);
+    command.args(arguments).envs(settings.iter().cloned());
+    command.env(FAILPOINT, format!("{point}:{passing}"));
+    let output = output(command).await?;
     if !was_killed(output.status) {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("holdfast {arguments:?} ended before {point}, {}: {said}", output.status);
@@ -485,18 +553,39 @@ pub fn run_to_death(
 }
 
 /// Runs the service's binary to its end and returns what it printed.
-pub fn run(
+pub async fn run(
     binary: &Path,
     settings: &[(String, String)],
     arguments: &[&str],
 ) -> anyhow::Result<String> {
-    let output = Command::new(binary)
-        .args(arguments)
-        .envs(settings.iter().cloned())
-        .stdin(Stdio::null())
-        .output()?;
-    if !output.status.success() {
-        bail!("holdfast {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let mut command = Command::new(binary);
+    command.args(arguments).envs(settings.iter().cloned());
+    succeeded(arguments, output(command).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_command_that_hangs_is_killed_when_nobody_waits_for_it_any_more() {
+        let name = format!("hangs-{}", std::process::id());
+        let mut command = Command::new("sh");
+        // Its own argument tells it from every other process.
+        command.args(["-c", "while :; do sleep 0.1; done", &name]);
+        let runs = || {
+            let processes = std::fs::read_dir("/proc").expect("processes").flatten();
+            processes.into_iter().any(|process| {
+                let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&line).contains(&name) && line.starts_with(b"sh\0")
+            })
+        };
+        let hanging = tokio::time::timeout(Duration::from_millis(500), output(command));
+        assert!(hanging.await.is_err(), "it ended by itself");
+        eventually("it is gone", async || !runs()).await.expect("it was killed");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo said"]);
+        let said = succeeded(&[], output(command).await.expect("it runs")).expect("it succeeds");
+        assert_eq!(said, "said");
     }
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }

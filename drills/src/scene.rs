@@ -14,7 +14,7 @@ use crate::books::{self, Books, lane_key};
 use crate::history::{Entry, History, Outcome, Request, now_ms};
 use crate::parts::{Clock, Redis, Service, Stack, eventually, run, run_to_death};
 use crate::proxy::Proxy;
-use crate::workload::{Callee, definition};
+use crate::workload::{Asks, Callee, definition};
 
 /// Answers before the first fault, and after the last.
 const SETTLED: u64 = 60;
@@ -41,7 +41,8 @@ pub struct Layout {
     pub redis: &'static [&'static str],
     /// Has a replica of Redis, which calls wait for where they ask for `replicated`.
     pub replica: bool,
-    pub durability: Option<&'static str>,
+    /// What durability callers ask for.
+    pub asks: Asks,
     /// Redis and the service's process `sweeper` have clocks of their own, which can be set.
     pub clocks: bool,
     /// The server, of PostgreSQL and Kafka, that has a small disk to itself.
@@ -81,6 +82,7 @@ pub struct Scene<'a> {
     binary: PathBuf,
     /// A replica of the promoted replica.
     second: Mutex<Option<Redis>>,
+    forgot_ms: Mutex<Option<i64>>,
     faults: Mutex<Vec<Fault>>,
     bites: Mutex<BTreeMap<&'static str, f64>>,
 }
@@ -141,10 +143,11 @@ impl<'a> Scene<'a> {
                 .iter()
                 .map(|(name, value)| (format!("HOLDFAST_{name}"), (*value).to_owned())),
         );
-        run(binary, &settings, &["migrate"])?;
-        let key =
-            |scope| run(binary, &settings, &["keys", "create", "--name", scope, "--scope", scope]);
-        let keys = [key("orders")?, key("operator")?, webhook_secret];
+        run(binary, &settings, &["migrate"]).await?;
+        let key = async |scope| {
+            run(binary, &settings, &["keys", "create", "--name", scope, "--scope", scope]).await
+        };
+        let keys = [key("orders").await?, key("operator").await?, webhook_secret];
         let options: PgConnectOptions = database_url(stack.postgres_port()).parse()?;
         let options = options.options([("search_path", run_name.as_str())]);
         let database = PgPoolOptions::new()
@@ -157,15 +160,15 @@ impl<'a> Scene<'a> {
             if let Some(clocks) = clocks.as_ref().filter(|_| *name == "sweeper") {
                 settings.extend(clocks.sweeper.variables());
             }
-            services.push(Service::start(&stack.home, binary, name, roles, &settings).await?);
+            services.push(Service::start(stack, binary, name, roles, &settings).await?);
         }
         let urls = layout.services.iter().zip(&services);
         let urls = urls.filter(|((_, roles), _)| roles.contains("api"));
         let urls = urls.map(|(_, service)| service.url.clone()).collect();
         let sale = name.to_owned();
-        let callee = Arc::new(Callee::new(urls, keys, sale.clone(), layout.durability, history));
-        let define = Request::Define { sale: sale.clone(), definition: definition() };
-        let reply = callee.send("operator", 0, &define).await;
+        let callee = Arc::new(Callee::new(urls, keys, sale.clone(), layout.asks, history));
+        let define = Request::Define { sale: sale.clone(), definition: definition(0) };
+        let reply = callee.send("operator", 0, &define, None).await;
         if reply.outcome != Outcome::Ok {
             bail!("the sale could not be defined: {reply:?}");
         }
@@ -186,6 +189,7 @@ impl<'a> Scene<'a> {
             services,
             binary: binary.into(),
             second: Mutex::default(),
+            forgot_ms: Mutex::default(),
             faults: Mutex::default(),
             bites: Mutex::default(),
         })
@@ -202,7 +206,7 @@ impl<'a> Scene<'a> {
 
     /// One more process of the service, which no caller asks.
     pub async fn another(&self, name: &str, roles: &str) -> anyhow::Result<Service> {
-        Service::start(&self.stack.home, &self.binary, name, roles, &self.settings).await
+        Service::start(self.stack, &self.binary, name, roles, &self.settings).await
     }
 
     /// All processes of the layout, after they were stopped.
@@ -222,13 +226,23 @@ impl<'a> Scene<'a> {
     }
 
     /// Runs the service's command line to its end.
-    pub fn holdfast(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        run(&self.binary, &self.settings, arguments)
+    pub async fn holdfast(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        run(&self.binary, &self.settings, arguments).await
     }
 
     /// The same, but it kills itself at its passing of this point.
-    pub fn holdfast_dies(&self, arguments: &[&str], at: (&str, u32)) -> anyhow::Result<()> {
-        run_to_death(&self.binary, &self.settings, arguments, at)
+    pub async fn holdfast_dies(&self, arguments: &[&str], at: (&str, u32)) -> anyhow::Result<()> {
+        run_to_death(&self.binary, &self.settings, arguments, at).await
+    }
+
+    /// Redis is gone, and what it had answered by now may be gone with it.
+    pub fn forgets(&self) {
+        *self.forgot_ms.lock().expect("no panic") = Some(now_ms());
+    }
+
+    /// When it last forgot something.
+    pub fn forgot_ms(&self) -> Option<i64> {
+        *self.forgot_ms.lock().expect("no panic")
     }
 
     /// Says that the fault did its harm: what was seen of it, and how much.
@@ -331,6 +345,28 @@ impl<'a> Scene<'a> {
         let fault = Fault { began_ms, mended_ms, recovered_ms: now_ms() };
         self.faults.lock().expect("no panic").push(fault);
         Ok(())
+    }
+
+    /// Closes the sale for good, and waits until new orders are refused for it while what was sold before is
+    /// settled all the same.
+    pub async fn closed(&self) -> anyhow::Result<()> {
+        let close = Request::Close { sale: self.sale.clone() };
+        let urls = self.callee.urls.len();
+        let mut attempt = 0;
+        eventually("the sale is closed", async || {
+            attempt += 1;
+            let reply = self.callee.send("operator", attempt % urls, &close, None).await;
+            reply.outcome == Outcome::Ok
+        })
+        .await?;
+        let closed = now_ms();
+        eventually("new orders are refused, and others settled", async || {
+            let settled = self.history().count_since(closed, |entry| {
+                entry.request.settles() && entry.reply.outcome == Outcome::Ok
+            });
+            settled > 0 && self.refused_since(closed, "sale-closed") > 0
+        })
+        .await
     }
 
     /// Waits until nothing is held and everything is recorded; the callers have stopped.

@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::history::{Entry, History, Lines, Outcome, Reply, Request, now_ms};
+use crate::history::{Entry, History, Level, Lines, Outcome, Reply, Request, now_ms};
 
 const CLIENTS: u64 = 6;
 /// The mean pause between two requests of a client: all of them together must leave a machine of two
@@ -21,6 +21,8 @@ const PAUSE_MEAN_MS: u64 = 30;
 const OPERATOR_PAUSE_MS: u64 = 400;
 /// How many of its orders a client goes on with.
 const KNOWN_MAX: usize = 40;
+/// How many adjustments the operator, and refunds a client, may come back to.
+const REMEMBERED_MAX: usize = 12;
 /// Buyers that order at the same time; after so many orders the next of them comes.
 const BUYERS: u64 = 12;
 const ORDERS_A_BUYER: u64 = 6;
@@ -31,10 +33,22 @@ const SEND_AGAIN: Duration = Duration::from_millis(150);
 
 pub const SKUS: [&str; 3] = ["common", "scarce", "limited"];
 
-/// Holds so short that many run out.
-pub fn definition() -> Value {
+/// What durability callers ask for, of what may ask for one.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum Asks {
+    #[default]
+    Nothing,
+    /// Each for this.
+    Always(&'static str),
+    /// Some for one of these, and if it is not there in time the same again without: a part that is away
+    /// for long would leave all of them waiting.
+    Sometimes(&'static [&'static str]),
+}
+
+/// Holds so short that many run out. Which name it has changes nothing else.
+pub fn definition(name: u64) -> Value {
     json!({
-        "name": "drill", "hold_seconds": 3, "payment_grace_seconds": 2, "max_hold_seconds": 6,
+        "name": format!("drill {name}"), "hold_seconds": 3, "payment_grace_seconds": 2, "max_hold_seconds": 6,
         "per_buyer_limit": 12,
         "skus": [
             {"sku": SKUS[0], "stock": 100_000},
@@ -51,8 +65,7 @@ pub struct Callee {
     pub operator_key: String,
     pub webhook_secret: String,
     pub sale: String,
-    /// Sent with what changes an order: `Prefer: durability=…`.
-    pub durability: Option<&'static str>,
+    asks: Asks,
     pub history: Arc<History>,
     http: reqwest::Client,
     stop: AtomicBool,
@@ -74,7 +87,7 @@ impl Callee {
         urls: Vec<String>,
         keys: [String; 3],
         sale: String,
-        durability: Option<&'static str>,
+        asks: Asks,
         history: Arc<History>,
     ) -> Self {
         let [orders_key, operator_key, webhook_secret] = keys;
@@ -84,7 +97,7 @@ impl Callee {
             operator_key,
             webhook_secret,
             sale,
-            durability,
+            asks,
             history,
             http: reqwest::Client::new(),
             stop: AtomicBool::new(false),
@@ -109,6 +122,7 @@ impl Callee {
                 callee: self.clone(),
                 rng: StdRng::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(number)),
                 known: Vec::new(),
+                remembered: Vec::new(),
                 calls: 0,
             };
             clients.spawn(client.shop());
@@ -118,17 +132,23 @@ impl Callee {
             callee: self.clone(),
             rng: StdRng::seed_from_u64(seed),
             known: Vec::new(),
+            remembered: Vec::new(),
             calls: 0,
         };
         clients.spawn(operator.operate());
         clients.join_all().await;
     }
 
-    /// One attempt, recorded.
-    pub async fn send(&self, client: &str, instance: usize, request: &Request) -> Reply {
+    /// One attempt, recorded; `asked`: `Prefer: durability=…`.
+    pub async fn send(
+        &self,
+        client: &str,
+        instance: usize,
+        request: &Request,
+        asked: Option<&str>,
+    ) -> Reply {
         let sent_ms = now_ms();
-        let reply = self.attempt(instance, request).await;
-        let asked = self.durability.filter(|_| request.changes_an_order());
+        let reply = self.attempt(instance, request, asked).await;
         let entry = Entry {
             client: client.into(),
             instance,
@@ -142,20 +162,28 @@ impl Callee {
         reply
     }
 
-    async fn attempt(&self, instance: usize, request: &Request) -> Reply {
+    async fn attempt(&self, instance: usize, request: &Request, asked: Option<&str>) -> Reply {
         let unknown = |status| Reply {
             outcome: Outcome::Unknown,
             status,
             code: None,
             replayed: false,
+            applied: None,
             body: Value::Null,
         };
         let url = &self.urls[instance % self.urls.len()];
-        let Ok(answer) = self.http_request(url, request).timeout(ANSWER_MAX).send().await else {
+        let mut http = self.http_request(url, request);
+        if let Some(level) = asked {
+            http = http.header("Prefer", format!("durability={level}"));
+        }
+        let Ok(answer) = http.timeout(ANSWER_MAX).send().await else {
             return unknown(None);
         };
         let status = answer.status();
         let replayed = answer.headers().contains_key("Idempotent-Replayed");
+        let applied = answer.headers().get("Preference-Applied").and_then(|applied| {
+            Level::from_word(applied.to_str().ok()?.strip_prefix("durability=")?)
+        });
         let Ok(body) = answer.bytes().await else { return unknown(Some(status.as_u16())) };
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let code = body["code"].as_str().map(str::to_owned);
@@ -165,7 +193,7 @@ impl Callee {
             Some(_) => Outcome::Refused,
             None => Outcome::Unknown,
         };
-        Reply { outcome, status: Some(status.as_u16()), code, replayed, body }
+        Reply { outcome, status: Some(status.as_u16()), code, replayed, applied, body }
     }
 
     fn http_request(&self, url: &str, request: &Request) -> reqwest::RequestBuilder {
@@ -208,6 +236,15 @@ impl Callee {
                 let path = format!("/v1/sales/{sale}/stock/{sku}/adjustments");
                 (Method::POST, path, json!({"delta": delta, "reason": "restock"}))
             }
+            Request::Undo { adjustment, .. } => {
+                (Method::POST, format!("/v1/adjustments/{adjustment}/undo"), Value::Null)
+            }
+            Request::SettleRefund { refund } => {
+                (Method::POST, format!("/v1/refunds/{refund}/settle"), Value::Null)
+            }
+            Request::Close { sale } => {
+                (Method::POST, format!("/v1/sales/{sale}/close"), Value::Null)
+            }
             Request::Pause { sale } => {
                 (Method::POST, format!("/v1/sales/{sale}/pause"), Value::Null)
             }
@@ -219,17 +256,15 @@ impl Callee {
                 (Method::GET, format!("/v1/sales/{sale}/stock"), Value::Null)
             }
         };
-        let of_orders = path.starts_with("/v1/orders");
+        let of_orders = ["/v1/orders", "/v1/refunds"].iter().any(|of| path.starts_with(of));
         let key = if of_orders { &self.orders_key } else { &self.operator_key };
         let mut http = self.http.request(method, format!("{url}{path}")).bearer_auth(key);
         if let Request::Place { key, .. }
         | Request::Return { key, .. }
-        | Request::Adjust { key, .. } = request
+        | Request::Adjust { key, .. }
+        | Request::Undo { key, .. } = request
         {
             http = http.header("Idempotency-Key", key);
-        }
-        if let Some(durability) = self.durability.filter(|_| request.changes_an_order()) {
-            http = http.header("Prefer", format!("durability={durability}"));
         }
         if body.is_null() { http } else { http.json(&body) }
     }
@@ -249,10 +284,7 @@ impl Callee {
         let (id, now) = (format!("msg-{payment}-{kind}"), now_ms() / 1000);
         let signer = standardwebhooks::Webhook::new(&self.webhook_secret).expect("our own secret");
         let signature = signer.sign(&id, now, body.as_bytes()).expect("a delivery can be signed");
-        let mut http = self.http.post(format!("{url}/v1/payments/webhook"));
-        if let Some(durability) = self.durability {
-            http = http.header("Prefer", format!("durability={durability}"));
-        }
+        let http = self.http.post(format!("{url}/v1/payments/webhook"));
         http.header("webhook-id", id)
             .header("webhook-timestamp", now)
             .header("webhook-signature", signature)
@@ -274,6 +306,8 @@ struct Client {
     callee: Arc<Callee>,
     rng: StdRng,
     known: Vec<Known>,
+    /// Ids of what it may come back to: the operator's adjustments, a shop's refunds.
+    remembered: Vec<String>,
     calls: u64,
 }
 
@@ -282,17 +316,20 @@ impl Client {
         while !self.callee.is_over() {
             let request = self.choose();
             let reply = self.settle(&request).await;
+            if let Some(refund) = reply.body["refund_id"].as_str() {
+                self.remember(refund);
+            }
             self.learn(request, &reply);
             self.pause(PAUSE_MEAN_MS).await;
         }
     }
 
-    /// Restocks, recounts, pauses and resumes; leaves the sale open.
+    /// Restocks, recounts, takes both back, pauses, resumes and renames; leaves the sale open.
     async fn operate(mut self) {
         let sale = self.callee.sale.clone();
         while !self.callee.is_over() {
             self.calls += 1;
-            match self.rng.random_range(0..5) {
+            match self.rng.random_range(0..9) {
                 0 => {
                     self.settle(&Request::Pause { sale: sale.clone() }).await;
                     self.pause(PAUSE_MEAN_MS).await;
@@ -301,16 +338,60 @@ impl Client {
                 1 => {
                     self.settle(&Request::Stock { sale: sale.clone() }).await;
                 }
+                2 => {
+                    let definition = definition(self.calls);
+                    self.settle(&Request::Define { sale: sale.clone(), definition }).await;
+                }
+                // One that was undone, and one that undid another, too.
+                3..5 if !self.remembered.is_empty() => {
+                    let at = self.rng.random_range(0..self.remembered.len());
+                    let key = format!("undo-{}", self.calls);
+                    let adjustment = self.remembered[at].clone();
+                    let reply = self.settle(&Request::Undo { adjustment, key }).await;
+                    self.remember_adjustment(&reply);
+                }
                 _ => {
                     let key = format!("adjust-{}", self.calls);
                     let sku = SKUS[self.rng.random_range(0..SKUS.len())].to_owned();
                     let delta = if self.rng.random_bool(0.8) { 9 } else { -2 };
-                    self.settle(&Request::Adjust { sale: sale.clone(), sku, key, delta }).await;
+                    let adjust = Request::Adjust { sale: sale.clone(), sku, key, delta };
+                    let reply = self.settle(&adjust).await;
+                    self.remember_adjustment(&reply);
                 }
             }
             self.pause(OPERATOR_PAUSE_MS).await;
         }
         self.settle(&Request::Resume { sale }).await;
+    }
+
+    fn remember(&mut self, id: &str) {
+        if self.remembered.iter().any(|known| known == id) {
+            return;
+        }
+        if self.remembered.len() == REMEMBERED_MAX {
+            self.remembered.remove(0);
+        }
+        self.remembered.push(id.to_owned());
+    }
+
+    fn remember_adjustment(&mut self, reply: &Reply) {
+        let answered = (reply.outcome == Outcome::Ok).then(|| reply.body["id"].as_str());
+        if let Some(id) = answered.flatten() {
+            self.remember(id);
+        }
+    }
+
+    /// What durability a request asks for at first, and if that did not come in time.
+    fn preference(&mut self, request: &Request) -> (Option<&'static str>, Option<&'static str>) {
+        match self.callee.asks {
+            _ if !request.takes_a_preference() => (None, None),
+            Asks::Nothing => (None, None),
+            Asks::Always(level) => (Some(level), Some(level)),
+            Asks::Sometimes(levels) if self.rng.random_bool(0.4) => {
+                (levels.choose(&mut self.rng).copied(), None)
+            }
+            Asks::Sometimes(_) => (None, None),
+        }
     }
 
     async fn pause(&mut self, mean_ms: u64) {
@@ -326,8 +407,10 @@ impl Client {
         // A refusal for now says nothing of an attempt before it that may have been carried out. And a
         // resume must not be forgotten, or nothing is sold any more.
         let mut must = matches!(request, Request::Resume { .. });
+        let (mut asked, later) = self.preference(request);
         loop {
-            let reply = self.callee.send(&self.name, first + attempt, request).await;
+            let reply = self.callee.send(&self.name, first + attempt, request, asked).await;
+            asked = later;
             attempt += 1;
             let for_now = matches!(reply.status, Some(429 | 503));
             must |= reply.outcome == Outcome::Unknown;
@@ -352,6 +435,11 @@ impl Client {
 
     fn choose(&mut self) -> Request {
         self.calls += 1;
+        if self.rng.random_bool(0.03)
+            && let Some(refund) = self.remembered.choose(&mut self.rng)
+        {
+            return Request::SettleRefund { refund: refund.clone() };
+        }
         let new = self.known.is_empty() || self.rng.random_bool(0.4);
         if new { self.place() } else { self.go_on() }
     }

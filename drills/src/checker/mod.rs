@@ -11,8 +11,8 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::books::{Books, Counters, Record, SEALED, key_of};
-use crate::history::{Entry, Lines, Outcome, Request, Shown, lines_of, time_of};
+use crate::books::{AdjustmentRow, Books, Counters, Record, SEALED, key_of};
+use crate::history::{Entry, Level, Lines, Outcome, Request, Shown, lines_of, time_of};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum Invariant {
@@ -49,13 +49,16 @@ pub struct Expected {
     pub topic_truncated: bool,
     /// What Redis may forget of what it answered.
     pub forgets: Forgets,
+    /// When it did so last: only what was asked before may be gone.
+    pub forgot_ms: Option<i64>,
+    /// The lowest level of which no answer may be forgotten.
+    pub survives: Level,
     /// How far Redis' clock is put ahead of the callers' at most: by so much a hold may end before its
     /// deadline on theirs, never on the lane's.
     pub clock_ahead_ms: i64,
 }
 
-/// What became of answers that no more than Redis' memory stood for. Answers that were promised more are
-/// never forgotten.
+/// What became of answers below the level that survives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Forgets {
     #[default]
@@ -183,20 +186,25 @@ pub fn check(history: &[Entry], books: &Books, expected: &Expected) -> Vec<Viola
     case.agreement();
     case.answers();
     case.totals();
+    case.phases();
     case.limits();
     case.sequence();
     case.deadlines();
     case.steps();
     case.payments();
+    case.settlements();
     case.forgotten();
     case.found
 }
 
-/// Whether more than Redis' memory stood for what was answered.
-fn was_promised(entry: &Entry) -> bool {
-    let durability = entry.reply.body["durability"].as_str();
-    entry.reply.outcome == Outcome::Ok
-        && (entry.asked.is_some() || durability.is_some_and(|durability| durability != "memory"))
+/// How far an answer said that it had got.
+pub fn level(entry: &Entry) -> Level {
+    if entry.reply.outcome != Outcome::Ok {
+        return Level::Memory;
+    }
+    // By the header, which only who asks for a level is shown, and by the order itself.
+    let shown = entry.reply.body["durability"].as_str().and_then(Level::from_word);
+    [entry.reply.applied, shown].into_iter().flatten().max().unwrap_or_default()
 }
 
 /// Orders that were answered 2xx when they were placed, and that nothing ever held: the database has none,
@@ -209,6 +217,21 @@ pub fn lost(history: &[Entry], books: &Books) -> Vec<String> {
     let placed: BTreeSet<_> =
         placed.filter_map(|entry| Some(entry.reply.order()?.id.to_owned())).collect();
     placed.into_iter().filter(|id| !held.contains(id.as_str())).collect()
+}
+
+/// Records that stand behind the seal of a later epoch: who sent them had slept through a rebuild.
+pub fn stale(records: &[Record]) -> impl Iterator<Item = &Record> {
+    let mut sealed: HashMap<(i32, i64), i64> = HashMap::new();
+    for seal in records.iter().filter(|record| record.kind == SEALED) {
+        let offset = sealed.entry((seal.partition, seal.epoch)).or_insert(seal.offset);
+        *offset = seal.offset.min(*offset);
+    }
+    records.iter().filter(move |record| {
+        record.kind != SEALED
+            && sealed.iter().any(|((partition, epoch), offset)| {
+                (*partition == record.partition) && *epoch > record.epoch && *offset < record.offset
+            })
+    })
 }
 
 struct Case<'a> {
@@ -262,11 +285,19 @@ impl<'a> Case<'a> {
         rule: &'static str,
         evidence: String,
     ) {
-        if self.expected.forgets == Forgets::Nothing || was_promised(entry) {
-            self.violated(invariant, rule, evidence);
-        } else {
+        if self.may_be_forgotten(entry) {
             self.undone.insert(order.to_owned());
+        } else {
+            self.violated(invariant, rule, evidence);
         }
+    }
+
+    /// Whether Redis may have forgotten what it answered here: nothing that was asked once it had lost what
+    /// it lost, and nothing that was promised to outlive that.
+    fn may_be_forgotten(&self, entry: &Entry) -> bool {
+        let Expected { forgets, forgot_ms, survives, .. } = *self.expected;
+        let before = forgot_ms.is_some_and(|forgot_ms| entry.sent_ms < forgot_ms);
+        forgets != Forgets::Nothing && before && level(entry) < survives
     }
 
     /// What Redis forgot was said by a rebuild, where somebody lived who knew.
@@ -460,8 +491,9 @@ impl<'a> Case<'a> {
             if entry.reply.outcome != Outcome::Ok {
                 continue;
             }
+            let excused = self.may_be_forgotten(entry);
             let Some(row) = rows.get(shown.id) else {
-                if judged.insert((shown.id, "lost")) || was_promised(entry) {
+                if judged.insert((shown.id, "lost", excused)) {
                     let evidence = format!("{} was answered at {}", shown.id, entry.answered_ms);
                     let rule = "answered-order-is-gone";
                     self.contradicted(entry, shown.id, Invariant::I3, rule, evidence);
@@ -469,13 +501,13 @@ impl<'a> Case<'a> {
                 continue;
             };
             if let Some(why) = not_kept(&shown, row)
-                && (judged.insert((shown.id, "kept")) || was_promised(entry))
+                && judged.insert((shown.id, "kept", excused))
             {
                 let evidence = format!("{}, answered at {}: {why}", shown.id, entry.answered_ms);
                 self.contradicted(entry, shown.id, Invariant::I3, "answer-was-undone", evidence);
             }
             let Request::Place { buyer, lines, .. } = &entry.request else { continue };
-            if !judged.insert((shown.id, "placed")) && !was_promised(entry) {
+            if !judged.insert((shown.id, "placed", excused)) {
                 continue;
             }
             let mut held: Vec<_> = holds.get(shown.id).cloned().unwrap_or_default();
@@ -506,24 +538,108 @@ impl<'a> Case<'a> {
                 self.violated(Invariant::I3, "order-from-nowhere", evidence);
             }
         }
+        self.preferences();
         self.adjustments();
     }
 
-    fn adjustments(&mut self) {
-        let mut answered = BTreeSet::new();
+    /// Who asked for a durability was told that it was reached, that or a higher one, and is shown no other.
+    fn preferences(&mut self) {
         for entry in self.ok() {
-            let Request::Adjust { delta, .. } = &entry.request else { continue };
-            let id = entry.reply.body["id"].as_str().unwrap_or_default();
+            let Some(asked) = &entry.asked else { continue };
+            let shown = entry.reply.body["durability"].as_str().and_then(Level::from_word);
+            let applied = entry.reply.applied;
+            let asked = Level::from_word(asked);
+            if applied < asked || (shown.is_some() && shown < applied) {
+                let evidence = format!(
+                    "asked for {asked:?}, answered {applied:?} at {}, the order says {shown:?}",
+                    entry.answered_ms
+                );
+                self.violated(Invariant::I3, "preference-not-kept", evidence);
+            }
+        }
+    }
+
+    /// The adjustments and undos that callers were told of are those that there are: each is what was asked
+    /// for, none is undone twice, and one key has one.
+    fn adjustments(&mut self) {
+        let rows = &self.books.database.adjustments;
+        let mut answered = BTreeSet::new();
+        let mut of_keys: HashMap<&str, &str> = HashMap::new();
+        let mut undoers: HashMap<&str, &str> = HashMap::new();
+        for (id, row) in rows {
+            let Some(undone) = row.undoes.as_deref() else { continue };
+            if let Some(other) = undoers.insert(undone, id) {
+                let evidence = format!("{other} and {id} both undo {undone}");
+                self.violated(Invariant::I1, "undone-twice", evidence);
+            }
+            let original = rows.get(undone);
+            let opposite = original
+                .is_some_and(|original| original.sku == row.sku && original.delta == -row.delta);
+            if !opposite {
+                let evidence = format!("{id}, {row:?}, undoes {undone}, {original:?}");
+                self.violated(Invariant::I1, "no-opposite", evidence);
+            }
+        }
+        for entry in self.history {
+            let (key, undoes) = match &entry.request {
+                Request::Adjust { key, .. } => (key, None),
+                Request::Undo { adjustment, key } => (key, Some(adjustment)),
+                _ => continue,
+            };
+            let body = &entry.reply.body;
+            if entry.reply.code.as_deref() == Some("already-undone") {
+                let (undone, by) = (undoes.map(String::as_str), body["undone_by"].as_str());
+                let undoer = undone.and_then(|undone| undoers.get(undone).copied());
+                if undoer.is_none() || undoer != by {
+                    let evidence =
+                        format!("{undone:?} was said to be undone by {by:?}: {undoer:?}");
+                    self.contradicted(entry, key, Invariant::I3, "undone-by-nothing", evidence);
+                }
+            }
+            if entry.reply.outcome != Outcome::Ok {
+                continue;
+            }
+            let id = body["id"].as_str().unwrap_or_default();
             answered.insert(id);
-            if self.books.database.adjustments.get(id) != Some(delta) {
-                let evidence = format!("{id} by {delta} was answered at {}", entry.answered_ms);
+            let first = *of_keys.entry(key).or_insert(id);
+            if first != id {
+                let evidence = format!("{key} got {first} and {id}");
+                self.violated(Invariant::I4, "key-and-adjustment-part", evidence);
+            }
+            let row = rows.get(id);
+            let as_asked = row.is_some_and(|row| match &entry.request {
+                Request::Adjust { sku, delta, .. } => {
+                    *row == AdjustmentRow { sku: sku.clone(), delta: *delta, undoes: None }
+                }
+                _ => row.undoes.as_ref() == undoes,
+            });
+            if !as_asked {
+                let (asked, at) = (&entry.request, entry.answered_ms);
+                let evidence = format!("{id} for {asked:?} was answered at {at}: {row:?}");
                 self.violated(Invariant::I3, "answered-adjustment-is-gone", evidence);
             }
         }
-        for id in self.books.database.adjustments.keys() {
+        for id in rows.keys() {
             if !answered.contains(id.as_str()) {
                 let evidence = format!("nobody was told of {id}");
                 self.violated(Invariant::I3, "adjustment-from-nowhere", evidence);
+            }
+        }
+        let mut changed = BTreeSet::new();
+        for event in self.events() {
+            let told = &event.record.data["adjustment"];
+            let Some(id) = told["id"].as_str() else { continue };
+            let said = AdjustmentRow {
+                sku: told["sku"].as_str().unwrap_or_default().to_owned(),
+                delta: told["delta"].as_i64().unwrap_or_default(),
+                undoes: told["undoes"].as_str().map(str::to_owned),
+            };
+            let moved = Counters { available: said.delta, ..Counters::default() };
+            let moves = changes_of(&event.record.data);
+            let as_said = moves.into_iter().eq([(said.sku.as_str(), moved)]);
+            if !changed.insert(id) || rows.get(id) != Some(&said) || !as_said {
+                let evidence = format!("{:?}, the row is {:?}", event.record, rows.get(id));
+                self.violated(Invariant::I2, "adjustment-differs", evidence);
             }
         }
     }
@@ -532,8 +648,9 @@ impl<'a> Case<'a> {
     fn totals(&mut self) {
         let database = &self.books.database;
         let mut totals: BTreeMap<&str, i64> = BTreeMap::new();
-        let mut adjusted = BTreeMap::new();
+        let mut adjusted: BTreeMap<&str, (&str, i64)> = BTreeMap::new();
         for entry in self.ok() {
+            let id = entry.reply.body["id"].as_str().unwrap_or_default();
             match &entry.request {
                 Request::Define { definition, .. } => {
                     let skus = definition["skus"].as_array().into_iter().flatten();
@@ -542,8 +659,12 @@ impl<'a> Case<'a> {
                         .collect();
                 }
                 Request::Adjust { sku, delta, .. } => {
-                    let id = entry.reply.body["id"].as_str().unwrap_or_default();
                     adjusted.insert(id, (sku.as_str(), *delta));
+                }
+                Request::Undo { adjustment, .. } => {
+                    if let Some((sku, delta)) = adjusted.get(adjustment.as_str()).copied() {
+                        adjusted.insert(id, (sku, -delta));
+                    }
                 }
                 _ => {}
             }
@@ -574,6 +695,55 @@ impl<'a> Case<'a> {
             let rows = database.adjustments.len();
             let evidence = format!("{events} events adjusted something, there are {rows} rows");
             self.violated(Invariant::I3, "adjustment-from-nowhere", evidence);
+        }
+    }
+
+    /// I3: a sale is closed by whoever closed it, once and for good: from then on nothing is held anew.
+    fn phases(&mut self) {
+        let database = &self.books.database;
+        let asked = |entry: &&Entry| matches!(entry.request, Request::Close { .. });
+        let asked: Vec<_> = self.history.iter().filter(asked).collect();
+        let first = |rows: &mut dyn Iterator<Item = i64>| rows.min();
+        let sent_ms = first(
+            &mut asked
+                .iter()
+                .filter(|entry| entry.reply.outcome != Outcome::Refused)
+                .map(|entry| entry.sent_ms),
+        );
+        let events: Vec<_> =
+            database.ledger.iter().filter(|row| row.event == "closed" && row.line == 0).collect();
+        if let Some(row) = events.get(1) {
+            self.violated(Invariant::I3, "closed-twice", format!("{row:?}"));
+        }
+        if self.books.lane.is_closed == events.is_empty() {
+            let evidence = format!(
+                "in Redis it is closed: {}; events that closed it: {events:?}",
+                self.books.lane.is_closed
+            );
+            self.violated(Invariant::I2, "phase-differs", evidence);
+        }
+        if let Some(row) = events.first() {
+            if sent_ms.is_none_or(|sent_ms| row.at_ms < sent_ms) {
+                self.violated(Invariant::I3, "closed-by-nobody", format!("{row:?}"));
+            }
+            let undoes = |event: &str| ["held", "paused", "resumed"].contains(&event);
+            let after = database.ledger.iter().filter(|later| later.seq > row.seq);
+            for later in after.filter(|later| undoes(&later.event) && later.line == 0) {
+                let evidence = format!("{later:?} comes behind {row:?}");
+                self.violated(Invariant::I3, "sold-though-closed", evidence);
+            }
+        }
+        let closed = asked.iter().filter(|entry| entry.reply.outcome == Outcome::Ok);
+        let Some(closed) = closed.min_by_key(|entry| entry.answered_ms) else { return };
+        if events.is_empty() {
+            let evidence = format!("it was answered as closed at {}", closed.answered_ms);
+            self.contradicted(closed, "the sale", Invariant::I3, "closed-is-open", evidence);
+        }
+        for entry in self.ok().filter(|entry| entry.sent_ms > closed.answered_ms) {
+            if matches!(entry.request, Request::Place { .. }) && !entry.reply.replayed {
+                let evidence = format!("{entry:?}, closed at {}", closed.answered_ms);
+                self.violated(Invariant::I3, "sold-though-closed", evidence);
+            }
         }
     }
 
@@ -763,6 +933,7 @@ impl<'a> Case<'a> {
         for evidence in found {
             self.violated(Invariant::I5, "topic-and-ledger-differ", evidence);
         }
+        self.echoes(&recorded.keys().copied().collect());
         let missing: Vec<_> = recorded.keys().filter(|place| !known.contains_key(place)).collect();
         if !missing.is_empty() && !self.expected.topic_truncated {
             let evidence = format!("recorded, but not in the topic: {missing:?}");
@@ -781,23 +952,56 @@ impl<'a> Case<'a> {
         }
     }
 
+    /// What was sent of an epoch that was over, and says something that is not recorded, was refused: by a
+    /// dead letter, not by silence. What lies behind the last record that is recorded may not be read yet.
+    fn echoes(&mut self, recorded: &HashSet<(i64, i64)>) {
+        let Books { topic, database, .. } = self.books;
+        let is_recorded = |record: &&Record| recorded.contains(&(record.epoch, record.seq));
+        let read = topic.records.iter().filter(is_recorded).map(|record| record.offset).max();
+        let refused: HashSet<_> = database
+            .dead_letters
+            .iter()
+            .filter(|letter| letter.reason == "stale-epoch")
+            .map(|letter| (letter.partition, letter.offset))
+            .collect();
+        for record in stale(&topic.records) {
+            let place = (record.partition, record.offset);
+            if !is_recorded(&record) && Some(record.offset) < read && !refused.contains(&place) {
+                let evidence = format!("{record:?} is no dead letter");
+                self.violated(Invariant::I5, "echo-not-refused", evidence);
+            }
+        }
+    }
+
     /// I6: never released before the deadline that was promised, nor once it is paid.
     fn deadlines(&mut self) {
-        let mut promised: HashMap<&str, i64> = HashMap::new();
+        // When each was answered, and until when.
+        let mut promises: HashMap<&str, Vec<(i64, i64)>> = HashMap::new();
         // What Redis may have forgotten since.
         let mut told: HashMap<&str, i64> = HashMap::new();
         for entry in self.ok() {
             let Some(shown) = entry.reply.order() else { continue };
             if matches!(shown.status, "held" | "paying") {
-                let counts = self.expected.forgets == Forgets::Nothing || was_promised(entry);
-                let deadlines = if counts { &mut promised } else { &mut told };
-                let deadline = deadlines.entry(shown.id).or_default();
-                *deadline = shown.expires_ms.max(*deadline);
+                if self.may_be_forgotten(entry) {
+                    let deadline = told.entry(shown.id).or_default();
+                    *deadline = shown.expires_ms.max(*deadline);
+                } else {
+                    let promises = promises.entry(shown.id).or_default();
+                    promises.push((entry.answered_ms, shown.expires_ms));
+                }
             }
         }
+        let promised = |order: &str, before_ms: i64| {
+            let promises = promises.get(order).into_iter().flatten();
+            let promises = promises.filter(|(answered_ms, _)| *answered_ms <= before_ms);
+            promises.map(|(_, expires_ms)| *expires_ms).max().unwrap_or_default()
+        };
         for entry in self.history.iter().filter(|entry| entry.reply.outcome == Outcome::Refused) {
             let Some(shown) = entry.reply.order() else { continue };
-            let deadline = promised.get(shown.id).copied().unwrap_or_default();
+            // An order that was over, and was forgotten, may have been placed anew since.
+            let forgotten = self.may_be_forgotten(entry);
+            let before_ms = if forgotten { entry.sent_ms } else { i64::MAX };
+            let deadline = promised(shown.id, before_ms);
             let early = entry.reply.code.as_deref() == Some("order-expired")
                 && entry.answered_ms + self.expected.clock_ahead_ms < deadline;
             if early {
@@ -817,8 +1021,7 @@ impl<'a> Case<'a> {
             };
             let step = event.record.kind.trim_start_matches("order.");
             if step == "expired" {
-                let deadline =
-                    deadline.max(promised.get(order.id.as_str()).copied().unwrap_or_default());
+                let deadline = deadline.max(promised(&order.id, i64::MAX));
                 if event.record.at_ms < deadline {
                     let evidence = format!(
                         "{} was released at {}, promised until {deadline}",
@@ -929,7 +1132,7 @@ impl<'a> Case<'a> {
         let due: HashSet<(&str, &str)> = database
             .refunds
             .iter()
-            .map(|(order, payment)| (order.as_str(), payment.as_str()))
+            .map(|refund| (refund.order.as_str(), refund.payment.as_str()))
             .collect();
         let rows: HashMap<_, _> =
             database.orders.iter().map(|row| (row.id.as_str(), row)).collect();
@@ -956,7 +1159,7 @@ impl<'a> Case<'a> {
             }
             let rule = "money-and-goods-part";
             let evidence = |wrong| format!("payment {payment} of {order}: {wrong}");
-            if has && owed && judged.insert((place, "both")) {
+            if has && owed && judged.insert((place, "both", false)) {
                 let evidence = evidence("bought, and due as well");
                 self.violated(Invariant::I7, rule, evidence);
             }
@@ -976,7 +1179,7 @@ impl<'a> Case<'a> {
                 (_, Outcome::Refused) if refund && !owed => "answered as due, and is not",
                 _ => continue,
             };
-            if judged.insert((place, wrong)) || was_promised(entry) {
+            if judged.insert((place, wrong, self.may_be_forgotten(entry))) {
                 self.contradicted(entry, order, Invariant::I7, rule, evidence(wrong));
             }
         }
@@ -1006,6 +1209,64 @@ impl<'a> Case<'a> {
             let differ: Vec<_> = remembered.symmetric_difference(&due).collect();
             let evidence = format!("Redis and the database differ in refunds: {differ:?}");
             self.violated(Invariant::I7, "refunds-differ", evidence);
+        }
+    }
+
+    /// I7: there is one refund for an order and payment, and it is settled by whoever said so, once and for
+    /// good. The database alone holds it: no loss of Redis or Kafka excuses anything here.
+    fn settlements(&mut self) {
+        let rows = &self.books.database.refunds;
+        let mut places = HashMap::new();
+        for row in rows {
+            if let Some(other) = places.insert((&row.order, &row.payment), &row.id) {
+                let evidence = format!("{row:?}, and {other} for the same");
+                self.violated(Invariant::I7, "due-twice", evidence);
+            }
+        }
+        let mut asked: HashMap<&str, i64> = HashMap::new();
+        for entry in self.history {
+            let Request::SettleRefund { refund } = &entry.request else { continue };
+            if entry.reply.outcome == Outcome::Refused {
+                continue;
+            }
+            let first = asked.entry(refund).or_insert(entry.sent_ms);
+            *first = entry.sent_ms.min(*first);
+            if entry.reply.outcome == Outcome::Unknown {
+                continue;
+            }
+            let row = rows.iter().find(|row| row.id == *refund);
+            let body = &entry.reply.body;
+            let told = (body["order_id"].as_str(), body["payment_id"].as_str());
+            let settled_ms = time_of(&body["settled_at"]);
+            let kept = row.is_some_and(|row| {
+                told == (Some(&row.order), Some(&row.payment))
+                    && settled_ms.is_some()
+                    && row.settled_ms == settled_ms
+            });
+            if !kept {
+                let evidence = format!("{body} was answered at {}: {row:?}", entry.answered_ms);
+                self.violated(Invariant::I7, "settled-otherwise", evidence);
+            }
+        }
+        for row in rows {
+            let Some(settled_ms) = row.settled_ms else { continue };
+            if asked.get(row.id.as_str()).is_none_or(|sent_ms| settled_ms < *sent_ms) {
+                let evidence = format!("nobody had said so by then: {row:?}");
+                self.violated(Invariant::I7, "settled-by-nobody", evidence);
+            }
+        }
+        let rows: HashMap<_, _> = rows.iter().map(|row| (row.id.as_str(), row)).collect();
+        for entry in self.history {
+            let (Some(refund), Request::Confirm { order, payment, .. }) =
+                (entry.reply.body["refund_id"].as_str(), &entry.request)
+            else {
+                continue;
+            };
+            let Some(row) = rows.get(refund) else { continue };
+            if (&row.order, &row.payment) != (order, payment) {
+                let evidence = format!("{refund} was named for {payment} of {order}: {row:?}");
+                self.violated(Invariant::I7, "refund-of-another", evidence);
+            }
         }
     }
 }

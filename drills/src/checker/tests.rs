@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::books::{CounterRow, DeadLetter, LedgerRow, LiveOrder, OrderRow, Rebuild};
+use crate::books::{CounterRow, DeadLetter, LedgerRow, LiveOrder, OrderRow, Rebuild, RefundRow};
 use crate::history::Reply;
 
 const SALE: &str = "sale";
@@ -51,6 +51,7 @@ impl Shop {
             status: Some(status),
             code: body["code"].as_str().map(str::to_owned),
             replayed: false,
+            applied: None,
             body,
         };
         let (sent_ms, answered_ms) = (self.now, self.now + 1);
@@ -185,11 +186,12 @@ impl Shop {
 
     fn refund(&mut self, id: &str, payment: &str) {
         self.event("order.refund_due", Some(id), Counters::default(), json!({}));
-        self.books.database.refunds.push((id.into(), payment.into()));
+        let refund = format!("rfd_{payment}");
+        self.books.database.refunds.push(refund_row(&refund, id, payment));
         let row = self.row(id).clone();
         self.books.lane.orders.insert(key_of(id).into(), live(&row, vec![payment.into()]));
         let shown = self.shown(id);
-        let body = json!({"code": "order-cancelled", "refund_id": "rfd_1", "order": shown});
+        let body = json!({"code": "order-cancelled", "refund_id": refund, "order": shown});
         self.answer(confirm(id, payment), 409, body);
     }
 
@@ -212,13 +214,60 @@ impl Shop {
         self.answer(give_back(id, key, Some(lines(units)), restock), 200, shown);
     }
 
-    fn adjust(&mut self, key: &str, delta: i64) {
+    /// A change of the total, without any call.
+    fn change_total(&mut self, key: &str, delta: i64, undoes: Option<&str>) -> String {
         let id = format!("adj_{key}");
-        self.event("stock.adjusted", None, counters(delta, 0, 0), json!({}));
-        self.books.database.adjustments.insert(id.clone(), delta);
+        let said = json!({"id": id, "sku": "a", "delta": delta, "undoes": undoes});
+        let data = json!({"adjustment": said});
+        self.event("stock.adjusted", None, counters(delta, 0, 0), data);
+        let row = AdjustmentRow { sku: "a".into(), delta, undoes: undoes.map(str::to_owned) };
+        self.books.database.adjustments.insert(id.clone(), row);
+        id
+    }
+
+    fn adjust(&mut self, key: &str, delta: i64) -> String {
+        let id = self.change_total(key, delta, None);
         let request =
             Request::Adjust { sale: SALE.into(), sku: "a".into(), key: key.into(), delta };
         self.answer(request, 201, json!({"id": id}));
+        id
+    }
+
+    fn undo(&mut self, key: &str, adjustment: &str) -> String {
+        let delta = -self.books.database.adjustments[adjustment].delta;
+        let id = self.change_total(key, delta, Some(adjustment));
+        self.answer(undo(key, adjustment), 201, json!({"id": id}));
+        id
+    }
+
+    fn settle(&mut self, refund: &str) {
+        self.now += 10;
+        let settled_ms = self.now;
+        let mut rows = self.books.database.refunds.iter_mut();
+        let row = rows.find(|row| row.id == refund).expect("a known refund");
+        let settled_ms = *row.settled_ms.get_or_insert(settled_ms);
+        let body = json!({
+            "id": refund, "order_id": row.order, "payment_id": row.payment,
+            "settled_at": rfc(settled_ms),
+        });
+        self.answer(settle(refund), 200, body);
+        self.history.last_mut().expect("an answer").sent_ms = self.now - 5;
+    }
+
+    /// ... by nobody, if `answered` is not set.
+    fn close(&mut self, answered: bool) {
+        self.event("sale.closed", None, Counters::default(), json!({}));
+        self.books.lane.is_closed = true;
+        if answered {
+            self.answer(close(), 200, json!({"id": SALE, "state": "closed"}));
+            self.history.last_mut().expect("an answer").sent_ms = self.now - 5;
+        }
+    }
+
+    /// The last answer waited for this.
+    fn promised(&mut self, level: &str) {
+        let entry = self.history.last_mut().expect("an answer");
+        (entry.asked, entry.reply.applied) = (Some(level.into()), Level::from_word(level));
     }
 
     fn rules(&self) -> BTreeSet<(Invariant, &'static str)> {
@@ -236,6 +285,11 @@ impl Shop {
         let caught = found.iter().any(|one| (one.invariant, one.rule) == (invariant, rule));
         assert!(caught, "{invariant:?} {rule} is not among {found:#?}");
     }
+}
+
+fn refund_row(id: &str, order: &str, payment: &str) -> RefundRow {
+    let (order, payment) = (order.to_owned(), payment.to_owned());
+    RefundRow { id: id.into(), order, payment, settled_ms: None }
 }
 
 fn live(row: &OrderRow, refunds: Vec<String>) -> LiveOrder {
@@ -265,6 +319,18 @@ fn confirm(order: &str, payment: &str) -> Request {
     Request::Confirm { order: order.into(), payment: payment.into(), lines: None }
 }
 
+fn undo(key: &str, adjustment: &str) -> Request {
+    Request::Undo { adjustment: adjustment.into(), key: key.into() }
+}
+
+fn settle(refund: &str) -> Request {
+    Request::SettleRefund { refund: refund.into() }
+}
+
+fn close() -> Request {
+    Request::Close { sale: SALE.into() }
+}
+
 fn give_back(order: &str, key: &str, lines: Option<Lines>, restock: bool) -> Request {
     Request::Return { order: order.into(), key: key.into(), lines, restock }
 }
@@ -278,9 +344,14 @@ fn busy_shop() -> (Shop, [String; 4]) {
     let cancelled = shop.place("u2", "k1", 1);
     shop.cancel(&cancelled);
     shop.refund(&cancelled, "pay-2");
+    shop.settle("rfd_pay-2");
+    shop.settle("rfd_pay-2");
     let expired = shop.place("u3", "k1", 3);
     shop.expire(&expired);
-    shop.adjust("more", 5);
+    let more = shop.adjust("more", 5);
+    let less = shop.undo("not more", &more);
+    shop.undo("more after all", &less);
+    shop.answer(undo("again", &more), 409, json!({"code": "already-undone", "undone_by": less}));
     let back = shop.place("u5", "k0", 4);
     shop.confirm(&back, "pay-5");
     shop.give_back(&back, "b1", 1, true);
@@ -447,7 +518,8 @@ fn i3_adjustments_that_are_gone_or_come_from_nowhere() {
     shop.books.database.adjustments.clear();
     shop.breaks(Invariant::I3, "answered-adjustment-is-gone");
     let (mut shop, _) = busy_shop();
-    shop.books.database.adjustments.insert("adj_other".into(), 1);
+    let row = AdjustmentRow { sku: "a".into(), delta: 1, undoes: None };
+    shop.books.database.adjustments.insert("adj_other".into(), row);
     shop.breaks(Invariant::I3, "adjustment-from-nowhere");
 }
 
@@ -593,7 +665,9 @@ fn i5_records_left_parked_dead_letters_and_time_that_goes_back() {
     shop.breaks(Invariant::I5, "parked");
     let (mut shop, _) = busy_shop();
     let (reason, status) = ("fork".to_owned(), "open".to_owned());
-    shop.books.database.dead_letters.push(DeadLetter { reason, status, epoch: None, seq: None });
+    let (partition, offset, epoch, seq) = (0, 7, None, None);
+    let letter = DeadLetter { reason, status, partition, offset, epoch, seq };
+    shop.books.database.dead_letters.push(letter);
     shop.breaks(Invariant::I5, "dead-letter");
     let expected = Expected { dead_letters: &["fork"], ..Expected::default() };
     assert_eq!(shop.rules_expecting(&expected), BTreeSet::new());
@@ -616,6 +690,23 @@ fn i6_an_answer_promised_more_time_than_the_order_got() {
     let code = json!({"code": "order-expired", "order": shown});
     shop.answer(place("u4", "k1", 1), 409, code);
     shop.breaks(Invariant::I6, "over-before-its-deadline");
+}
+
+#[test]
+fn i6_an_order_that_was_over_and_forgotten_and_is_placed_anew() {
+    let (mut shop, _) = busy_shop();
+    let before = shop.books.clone();
+    let id = shop.place("u6", "k1", 1);
+    shop.expire(&id);
+    let shown = shop.shown(&id);
+    shop.answer(place("u6", "k1", 1), 409, json!({"code": "order-expired", "order": shown}));
+    let forgot_ms = shop.now + 1;
+    (shop.books, shop.now) = (before, shop.now + 10);
+    shop.place("u6", "k1", 1);
+    let expected = |forgot_ms| Expected { forgot_ms, ..forgets(Forgets::Untold) };
+    assert_eq!(shop.rules_expecting(&expected(Some(forgot_ms))), BTreeSet::new());
+    let early = (Invariant::I6, "over-before-its-deadline");
+    assert!(shop.rules_expecting(&expected(Some(forgot_ms - 1))).contains(&early));
 }
 
 #[test]
@@ -659,7 +750,7 @@ fn i7_money_without_goods() {
 #[test]
 fn i7_bought_and_due_as_well_and_bought_twice() {
     let (mut shop, [sold, ..]) = busy_shop();
-    shop.books.database.refunds.push((sold.clone(), "pay-1".into()));
+    shop.books.database.refunds.push(refund_row("rfd_1", &sold, "pay-1"));
     shop.breaks(Invariant::I7, "money-and-goods-part");
     let (mut shop, _) = busy_shop();
     let shown = shop.shown(&sold);
@@ -675,7 +766,7 @@ fn i7_goods_without_money_and_refunds_of_nothing() {
     );
     shop.breaks(Invariant::I7, "goods-without-money");
     let (mut shop, [sold, ..]) = busy_shop();
-    shop.books.database.refunds.push((sold, "pay-9".into()));
+    shop.books.database.refunds.push(refund_row("rfd_9", &sold, "pay-9"));
     shop.breaks(Invariant::I7, "refund-from-nowhere");
 }
 
@@ -689,7 +780,8 @@ fn forgetful_shop() -> (Shop, String) {
 }
 
 fn forgets(forgets: Forgets) -> Expected {
-    Expected { forgets, ..Expected::default() }
+    let (forgot_ms, survives) = (Some(i64::MAX), Level::Replicated);
+    Expected { forgets, forgot_ms, survives, ..Expected::default() }
 }
 
 #[test]
@@ -718,7 +810,7 @@ fn what_redis_alone_knew_may_be_forgotten_where_a_report_names_it() {
 fn what_was_promised_more_than_memory_is_never_forgotten() {
     let gone = BTreeSet::from([(Invariant::I3, "answered-order-is-gone")]);
     let (mut shop, _) = forgetful_shop();
-    shop.history.last_mut().expect("an answer").asked = Some("replicated".into());
+    shop.promised("replicated");
     assert_eq!(shop.rules_expecting(&forgets(Forgets::Untold)), gone);
     let (mut shop, _) = forgetful_shop();
     shop.history.last_mut().expect("an answer").reply.body["durability"] = "recorded".into();
@@ -728,9 +820,9 @@ fn what_was_promised_more_than_memory_is_never_forgotten() {
 #[test]
 fn what_was_promised_is_judged_though_the_same_was_answered_at_memory_before() {
     let (mut shop, gone) = forgetful_shop();
-    let mut again = shop.history.last().expect("an answer").clone();
-    again.asked = Some("replicated".into());
+    let again = shop.history.last().expect("an answer").clone();
     shop.history.push(again);
+    shop.promised("replicated");
     // A tombstone is there, so that only the hold itself is missing.
     shop.books.database.orders.push(OrderRow {
         id: gone.clone(),
@@ -747,6 +839,226 @@ fn what_was_promised_is_judged_though_the_same_was_answered_at_memory_before() {
     shop.answer(Request::Cancel { order: gone }, 200, shown);
     let found = BTreeSet::from([(Invariant::I3, "answered-order-is-gone")]);
     assert_eq!(shop.rules_expecting(&forgets(Forgets::Untold)), found);
+}
+
+#[test]
+fn what_a_level_outlives_depends_on_what_was_lost() {
+    let gone = BTreeSet::from([(Invariant::I3, "answered-order-is-gone")]);
+    let levels = ["memory", "replicated", "logged", "recorded"];
+    for (survives, kept) in [(Level::Replicated, 1), (Level::Logged, 2), (Level::Recorded, 3)] {
+        let expected = Expected { survives, ..forgets(Forgets::Untold) };
+        for (at, level) in levels.into_iter().enumerate() {
+            let (mut shop, _) = forgetful_shop();
+            shop.promised(level);
+            let found = if at < kept { BTreeSet::new() } else { gone.clone() };
+            assert_eq!(shop.rules_expecting(&expected), found, "{level}, {survives:?}");
+        }
+    }
+}
+
+#[test]
+fn only_what_was_asked_before_the_loss_may_be_forgotten() {
+    let gone = BTreeSet::from([(Invariant::I3, "answered-order-is-gone")]);
+    let (shop, _) = forgetful_shop();
+    let sent_ms = shop.history.last().expect("an answer").sent_ms;
+    let lost_at = |ms| Expected { forgot_ms: ms, ..forgets(Forgets::Untold) };
+    assert_eq!(shop.rules_expecting(&lost_at(Some(sent_ms + 1))), BTreeSet::new());
+    assert_eq!(shop.rules_expecting(&lost_at(Some(sent_ms))), gone);
+    assert_eq!(shop.rules_expecting(&lost_at(None)), gone);
+    // Answered once more since: found again, and not there.
+    let (mut shop, _) = forgetful_shop();
+    let again = shop.history.last().expect("an answer").clone();
+    shop.history.push(Entry { sent_ms: sent_ms + 5, ..again });
+    assert_eq!(shop.rules_expecting(&lost_at(Some(sent_ms + 1))), gone);
+}
+
+#[test]
+fn a_durability_that_was_asked_for_and_not_served() {
+    let broken = BTreeSet::from([(Invariant::I3, "preference-not-kept")]);
+    let answered = |applied, shown: &str| {
+        let (mut shop, _) = busy_shop();
+        let entry = shop.history.last_mut().expect("an answer");
+        (entry.asked, entry.reply.applied) = (Some("logged".into()), applied);
+        entry.reply.body["durability"] = shown.into();
+        shop.rules()
+    };
+    assert_eq!(answered(Some(Level::Logged), "logged"), BTreeSet::new());
+    assert_eq!(answered(Some(Level::Recorded), "recorded"), BTreeSet::new());
+    assert_eq!(answered(None, "logged"), broken);
+    assert_eq!(answered(Some(Level::Memory), "logged"), broken);
+    assert_eq!(answered(Some(Level::Logged), "memory"), broken);
+}
+
+#[test]
+fn i1_an_undo_that_was_done_twice_or_is_no_opposite() {
+    let (mut shop, _) = busy_shop();
+    let taken = shop.adjust("some", 3);
+    shop.undo("once", &taken);
+    assert_eq!(shop.rules(), BTreeSet::new());
+    let twice = shop.undo("twice", &taken);
+    let found = (Invariant::I1, "undone-twice");
+    assert_eq!(shop.rules(), BTreeSet::from([found]));
+    // Of which the second was never answered, or as the first.
+    shop.history.pop();
+    assert!(shop.rules().contains(&found));
+    shop.answer(undo("once", &taken), 200, json!({"id": twice}));
+    shop.breaks(Invariant::I4, "key-and-adjustment-part");
+    let (mut shop, _) = busy_shop();
+    let taken = shop.adjust("some", 3);
+    let id = shop.change_total("once", -6, Some(&taken));
+    shop.answer(undo("once", &taken), 201, json!({"id": id}));
+    let found = [(Invariant::I1, "no-opposite"), (Invariant::I1, "total-from-nowhere")];
+    assert_eq!(shop.rules(), BTreeSet::from(found));
+}
+
+#[test]
+fn i1_units_moved_by_an_undo_without_its_row() {
+    let (mut shop, _) = busy_shop();
+    let taken = shop.adjust("some", 3);
+    let undone = shop.undo("once", &taken);
+    let data = shop.books.topic.records.last().expect("its event").data.clone();
+    shop.event("stock.adjusted", None, counters(-3, 0, 0), data);
+    shop.breaks(Invariant::I1, "total-from-nowhere");
+    shop.breaks(Invariant::I2, "adjustment-differs");
+    let (mut shop, _) = busy_shop();
+    let taken = shop.adjust("some", 3);
+    shop.undo("once", &taken);
+    shop.books.database.adjustments.get_mut(&undone).expect("its row").undoes = None;
+    shop.breaks(Invariant::I2, "adjustment-differs");
+}
+
+#[test]
+fn i3_an_undo_that_is_gone_or_that_nobody_asked_for() {
+    let (mut shop, _) = busy_shop();
+    let taken = shop.adjust("some", 3);
+    shop.answer(undo("once", &taken), 201, json!({"id": "adj_once"}));
+    shop.breaks(Invariant::I3, "answered-adjustment-is-gone");
+    shop.breaks(Invariant::I1, "total-from-nowhere");
+    // Not at `memory` either: an adjustment is answered when it is recorded.
+    let expected = forgets(Forgets::Untold);
+    assert!(
+        shop.rules_expecting(&expected).contains(&(Invariant::I3, "answered-adjustment-is-gone"))
+    );
+    let (mut shop, _) = busy_shop();
+    let taken = shop.adjust("some", 3);
+    shop.change_total("nobody", -3, Some(&taken));
+    shop.breaks(Invariant::I3, "adjustment-from-nowhere");
+    let (mut shop, _) = busy_shop();
+    let taken = shop.adjust("some", 3);
+    let refused = json!({"code": "already-undone", "undone_by": "adj_other"});
+    shop.answer(undo("once", &taken), 409, refused);
+    assert_eq!(shop.rules(), BTreeSet::from([(Invariant::I3, "undone-by-nothing")]));
+}
+
+#[test]
+fn i3_a_sale_that_sells_though_it_is_closed() {
+    let (mut shop, [_, _, _, held]) = busy_shop();
+    shop.close(true);
+    // Settling goes on, and so do changes of stock and another that closes it.
+    shop.confirm(&held, "pay-4");
+    shop.adjust("for returns", 1);
+    shop.answer(close(), 200, json!({"id": SALE, "state": "closed"}));
+    assert_eq!(shop.rules(), BTreeSet::new());
+    let found = BTreeSet::from([(Invariant::I3, "sold-though-closed")]);
+    shop.place("u9", "k1", 1);
+    assert_eq!(shop.rules(), found);
+    // Said only by an answer, of which the ledger knows nothing more than it should.
+    let (mut shop, [_, _, _, held]) = busy_shop();
+    shop.close(true);
+    let shown = shop.shown(&held);
+    shop.now += 10;
+    shop.answer(place("u4", "k1", 1), 201, shown);
+    assert_eq!(shop.rules(), found);
+    shop.history.last_mut().expect("an answer").reply.replayed = true;
+    assert_eq!(shop.rules(), BTreeSet::new());
+    shop.event("sale.resumed", None, Counters::default(), json!({}));
+    assert_eq!(shop.rules(), found);
+}
+
+#[test]
+fn i3_a_sale_that_was_closed_twice_by_nobody_or_not_for_good() {
+    let (mut shop, _) = busy_shop();
+    shop.close(false);
+    assert_eq!(shop.rules(), BTreeSet::from([(Invariant::I3, "closed-by-nobody")]));
+    shop.answer(close(), 409, json!({"code": "overloaded"}));
+    assert_eq!(shop.rules(), BTreeSet::from([(Invariant::I3, "closed-by-nobody")]));
+    let (mut shop, _) = busy_shop();
+    shop.close(true);
+    shop.event("sale.closed", None, Counters::default(), json!({}));
+    assert_eq!(shop.rules(), BTreeSet::from([(Invariant::I3, "closed-twice")]));
+    let (mut shop, _) = busy_shop();
+    shop.answer(close(), 200, json!({"id": SALE, "state": "closed"}));
+    assert_eq!(shop.rules(), BTreeSet::from([(Invariant::I3, "closed-is-open")]));
+    let (mut shop, _) = busy_shop();
+    shop.close(true);
+    shop.books.lane.is_closed = false;
+    assert_eq!(shop.rules(), BTreeSet::from([(Invariant::I2, "phase-differs")]));
+}
+
+#[test]
+fn i7_a_refund_that_was_settled_otherwise_than_somebody_said() {
+    // Forgotten.
+    let (mut shop, _) = busy_shop();
+    shop.books.database.refunds[0].settled_ms = None;
+    assert_eq!(shop.rules(), BTreeSet::from([(Invariant::I7, "settled-otherwise")]));
+    assert_eq!(
+        shop.rules_expecting(&forgets(Forgets::Untold)),
+        BTreeSet::from([(Invariant::I7, "settled-otherwise")])
+    );
+    // Settled twice: the second word counted.
+    let (mut shop, _) = busy_shop();
+    let again = shop.history.iter_mut().rfind(|entry| entry.request == settle("rfd_pay-2"));
+    again.expect("an answer").reply.body["settled_at"] = rfc(shop.now).into();
+    assert_eq!(shop.rules(), BTreeSet::from([(Invariant::I7, "settled-otherwise")]));
+    // Another's.
+    let (mut shop, _) = busy_shop();
+    let again = shop.history.iter_mut().rfind(|entry| entry.request == settle("rfd_pay-2"));
+    again.expect("an answer").reply.body["payment_id"] = "pay-9".into();
+    assert_eq!(shop.rules(), BTreeSet::from([(Invariant::I7, "settled-otherwise")]));
+}
+
+#[test]
+fn i7_a_refund_that_nobody_settled_or_that_is_due_twice() {
+    let (mut shop, _) = busy_shop();
+    shop.history.retain(|entry| entry.request != settle("rfd_pay-2"));
+    let nobody = BTreeSet::from([(Invariant::I7, "settled-by-nobody")]);
+    assert_eq!(shop.rules(), nobody);
+    shop.answer(settle("rfd_pay-2"), 404, json!({"code": "refund-not-found"}));
+    assert_eq!(shop.rules(), nobody);
+    let (mut shop, [_, cancelled, ..]) = busy_shop();
+    shop.books.database.refunds.push(refund_row("rfd_other", &cancelled, "pay-2"));
+    assert_eq!(shop.rules(), BTreeSet::from([(Invariant::I7, "due-twice")]));
+    let (mut shop, _) = busy_shop();
+    let told = shop.history.iter_mut().find(|entry| entry.reply.body["refund_id"].is_string());
+    let told = told.expect("an answer");
+    told.request = confirm("ord_other", "pay-2");
+    shop.breaks(Invariant::I7, "refund-of-another");
+}
+
+#[test]
+fn i5_an_echo_that_was_passed_over_in_silence() {
+    let (mut shop, _) = busy_shop();
+    seal(&mut shop);
+    let echo = shop.books.topic.records[3].clone();
+    let (offset, seq) = (102, shop.books.database.recorded + 1);
+    shop.books.topic.records.push(Record { offset, seq, ..echo });
+    // It may not be read yet.
+    assert_eq!(shop.rules(), BTreeSet::new());
+    shop.place("u9", "k1", 1);
+    let record = shop.books.topic.records.last_mut().expect("its event");
+    (record.offset, record.epoch) = (103, 2);
+    shop.books.database.ledger.last_mut().expect("its row").epoch = 2;
+    assert_eq!(stale(&shop.books.topic.records).count(), 1);
+    shop.breaks(Invariant::I5, "echo-not-refused");
+    let (reason, status) = ("stale-epoch".to_owned(), "open".to_owned());
+    let (partition, epoch) = (0, Some(1));
+    let letter = DeadLetter { reason, status, partition, offset, epoch, seq: Some(seq) };
+    shop.books.database.dead_letters.push(letter);
+    let expected = Expected { dead_letters: &["stale-epoch"], ..Expected::default() };
+    let echo = (Invariant::I5, "echo-not-refused");
+    assert!(!shop.rules_expecting(&expected).contains(&echo));
+    shop.books.database.dead_letters[0].offset = 101;
+    assert!(shop.rules_expecting(&expected).contains(&echo));
 }
 
 #[test]
