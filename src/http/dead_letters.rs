@@ -13,7 +13,7 @@ use super::problem::{Code, Problem};
 use super::{Answer, Api, json};
 use crate::domain::names::SaleId;
 use crate::domain::time::Timestamp;
-use crate::ledger::{Deed, LedgerError, LetterStatus, StoredLetter};
+use crate::ledger::{Deed, LetterStatus, StoredLetter};
 use crate::writer;
 
 /// What became of a dead letter.
@@ -240,7 +240,8 @@ pub async fn retry(
         let _in_flight = in_flight;
         writer::retry(&api.ledger, id, &deed).await
     });
-    let letter = task.await.map_err(|error| Problem::internal(&error))?.map_err(not_done)?;
+    let letter = task.await.map_err(|error| Problem::internal(&error))?;
+    let letter = letter.map_err(|e| Problem::ledger_change(&e))?;
     let letter = letter.ok_or_else(dead_letter_not_found)?;
     match letter.status {
         LetterStatus::Retried => Ok(json(StatusCode::OK, &DeadLetterView::from(letter))),
@@ -273,7 +274,8 @@ pub async fn discard(
     let _in_flight = api.enter()?;
     let deed = Deed { actor: caller.actor(), note: asked.note.map(Into::into) };
     let letter = api.ledger.discard_dead_letter(names.dead_letter_id()?, &deed).await;
-    let letter = letter.map_err(not_done)?.ok_or_else(dead_letter_not_found)?;
+    let letter =
+        letter.map_err(|e| Problem::ledger_change(&e))?.ok_or_else(dead_letter_not_found)?;
     match letter.status {
         LetterStatus::Discarded => Ok(json(StatusCode::OK, &DeadLetterView::from(letter))),
         LetterStatus::Retried => Err(resolved(letter)),
@@ -295,15 +297,4 @@ fn resolved(letter: StoredLetter) -> Problem {
 
 fn with_letter(problem: Problem, letter: StoredLetter) -> Problem {
     problem.with("dead_letter", DeadLetterView::from(letter))
-}
-
-/// A database that went away in the middle may have done it all the same.
-fn not_done(error: LedgerError) -> Problem {
-    match error {
-        LedgerError::Unavailable(why) => {
-            tracing::warn!(%why, "what became of a dead letter is not known");
-            Problem::outcome_unknown()
-        }
-        other => Problem::internal(&other),
-    }
 }

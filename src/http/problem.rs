@@ -185,6 +185,18 @@ impl Problem {
         }
     }
 
+    /// The same of a call that changes something there: a database that went away in the middle may have
+    /// done it all the same.
+    pub fn ledger_change(error: &LedgerError) -> Self {
+        match error {
+            LedgerError::Unavailable(why) => {
+                tracing::warn!(%why, "what became of a change in the database is not known");
+                Self::outcome_unknown()
+            }
+            other => Self::internal(other),
+        }
+    }
+
     /// A lane that did not answer a question.
     pub fn read(error: &LaneError) -> Self {
         match error {

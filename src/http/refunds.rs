@@ -135,7 +135,8 @@ pub async fn settle(
 ) -> Answer {
     let _in_flight = api.enter()?;
     let id = names.refund_id()?;
-    let refund = api.ledger.settle_refund(&id).await.map_err(|e| Problem::ledger(&e))?;
+    let refund = api.ledger.settle_refund(&id).await;
+    let refund = refund.map_err(|e| Problem::ledger_change(&e))?;
     let refund = refund.ok_or_else(refund_not_found)?;
     Ok(json(StatusCode::OK, &RefundView::from(refund)))
 }

@@ -34,7 +34,7 @@ async fn redis() -> redis::aio::MultiplexedConnection {
     redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap()
 }
 
-async fn database(stack: &Stack) -> PgConnection {
+pub async fn database(stack: &Stack) -> PgConnection {
     let url = std::env::var("DATABASE_URL").expect("DATABASE_URL names a real server");
     let options: sqlx::postgres::PgConnectOptions = url.parse().unwrap();
     let options = options.options([("search_path", stack.schema.as_str())]);

@@ -6,6 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use standardwebhooks::Webhook;
 
+use crate::conservation::database;
 use crate::stack::{Reply, Stack, until};
 
 pub const SECRETS: [&str; 2] =
@@ -283,4 +284,30 @@ async fn a_delivery_that_is_forged_stale_or_unreadable_changes_nothing() {
     let shown = stack.get(&format!("/v1/orders/{id}")).send().await;
     assert_eq!(shown.body["status"], "held");
     assert_eq!(deliver(&stack, SECRETS[0], now(), &body).await.status, 204);
+}
+
+/// Has whoever settles a refund lose its connection before the answer.
+const GO_AWAY: &str = "
+    CREATE FUNCTION go_away() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        PERFORM pg_terminate_backend(pg_backend_pid());
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER go_away BEFORE UPDATE ON refunds FOR EACH ROW EXECUTE FUNCTION go_away()";
+
+#[tokio::test]
+async fn a_settlement_whose_connection_was_lost_may_have_happened() {
+    let stack = Stack::new("settling").await;
+    stack.define(1, json!({})).await;
+    let order = stack.hold("b").await;
+    stack.cancel(&order).await;
+    let refused = stack.confirm(&order, "p").await;
+    refused.is(409, "order-cancelled");
+    stack.record().await;
+    let path = format!("/v1/refunds/{}/settle", refused.body["refund_id"].as_str().unwrap());
+    let mut connection = database(&stack).await;
+    sqlx::raw_sql(GO_AWAY).execute(&mut connection).await.unwrap();
+    post(&stack, &path, json!({})).await.is(503, "outcome-unknown");
+    sqlx::raw_sql("DROP TRIGGER go_away ON refunds").execute(&mut connection).await.unwrap();
+    let settled = post(&stack, &path, json!({})).await;
+    assert_eq!(settled.body["status"], "settled", "{settled:?}");
 }

@@ -58,7 +58,7 @@ impl Api {
         };
         let due = RefundDue { id: refund_id, payment_id: payment.clone(), reason };
         let added = self.ledger.add_refund(id, &due, Utc::now().into()).await;
-        added.map_err(|e| Problem::ledger(&e))?;
+        added.map_err(|e| Problem::ledger_change(&e))?;
         Err(self.refund_due(id, payment, reason, view).await?)
     }
 
