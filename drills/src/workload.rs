@@ -18,7 +18,7 @@ const CLIENTS: u64 = 6;
 /// The mean pause between two requests of a client: all of them together must leave a machine of two
 /// cores to the parts that are drilled.
 const PAUSE_MEAN_MS: u64 = 30;
-const OPERATOR_PAUSE_MS: u64 = 400;
+const OPERATOR_PAUSE_MS: u64 = 200;
 /// How many of its orders a client goes on with.
 const KNOWN_MAX: usize = 40;
 /// How many adjustments the operator, and refunds a client, may come back to.
