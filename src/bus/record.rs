@@ -124,6 +124,9 @@ struct ArchivedData {
 #[derive(Serialize, Deserialize)]
 struct SealedData {
     token: RebuildToken,
+    /// Versions before it did not say.
+    #[serde(default)]
+    gives_up: bool,
 }
 
 /// Writes an event as a record.
@@ -155,7 +158,7 @@ pub fn encode(event: &Event) -> Record {
 
 /// Writes a seal as a record, of its lane's partition as all others.
 pub fn encode_seal(seal: &Seal) -> Record {
-    let Seal { lane, epoch, token, at } = seal;
+    let Seal { lane, epoch, token, gives_up, at } = seal;
     let headers = vec![
         (header::SPECVERSION, SPECVERSION.to_owned()),
         (header::ID, format!("{lane}/{epoch}-sealed")),
@@ -168,7 +171,8 @@ pub fn encode_seal(seal: &Seal) -> Record {
         (header::LANE, lane.lane.to_string()),
         (header::EPOCH, epoch.to_string()),
     ];
-    Record { key: lane.to_string(), headers, payload: json(&SealedData { token: *token }) }
+    let data = SealedData { token: *token, gives_up: *gives_up };
+    Record { key: lane.to_string(), headers, payload: json(&data) }
 }
 
 fn source(lane: &LaneId) -> String {
@@ -249,8 +253,8 @@ fn decode_seal(headers: &Headers<'_>, payload: &[u8]) -> Result<Seal, String> {
     if epoch == 0 {
         return Err("epoch is out of range".to_owned());
     }
-    let SealedData { token } = read(payload)?;
-    Ok(Seal { lane, epoch, token, at })
+    let SealedData { token, gives_up } = read(payload)?;
+    Ok(Seal { lane, epoch, token, gives_up, at })
 }
 
 struct Headers<'a>(Vec<(&'a str, &'a [u8])>);
@@ -592,11 +596,11 @@ mod tests {
 
         #[test]
         fn a_seal_reads_back_as_itself_and_damaged_never_panics(
-            lane in 0..LANES_MAX, epoch in 1..=u32::MAX, token: u64, at in time(),
+            lane in 0..LANES_MAX, epoch in 1..=u32::MAX, token: u64, gives_up: bool, at in time(),
             cut: prop::sample::Index, byte: u8, header in 0usize..10, value: Vec<u8>,
         ) {
             let lane = LaneId { sale: "s".parse().unwrap(), lane };
-            let seal = Seal { lane, epoch, token: RebuildToken::new(token), at };
+            let seal = Seal { lane, epoch, token: RebuildToken::new(token), gives_up, at };
             let mut record = encode_seal(&seal);
             prop_assert_eq!(read_back(&record), Ok(Message::Seal(seal)));
             let mut headers = headers_of(&record);

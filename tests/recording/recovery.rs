@@ -16,9 +16,10 @@ use holdfast::lanes::LaneError;
 use holdfast::lanes::command::{Phase, PhaseChange};
 use holdfast::lanes::recovery::{Claim, Claimed, Part};
 use holdfast::lanes::reply::{Frozen, Reserved};
-use holdfast::ledger::{Outcome, Report};
+use holdfast::ledger::{Deed, LetterStatus, Outcome, Report};
 use holdfast::reconciler::rebuild::{Despite, Recovery, RecoveryError, Wish};
 use holdfast::witness::Witness;
+use holdfast::writer::{Options, retry};
 use prometheus_client::registry::Registry;
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
@@ -380,7 +381,8 @@ async fn what_was_testified_to_a_rebuild_that_died_is_told_by_whoever_finishes_i
     ledger.testimonies(&pipeline.lane, gone_after).await.expect("answers");
     let Claim { lane, epoch, token } = stopped_recovery(&pipeline).await;
     let claim = Claim { lane: lane.clone(), epoch, token };
-    let seal = encode_seal(&Seal { lane, epoch, token, at: Timestamp::from_millis(0) });
+    let (gives_up, at) = (false, Timestamp::from_millis(0));
+    let seal = encode_seal(&Seal { lane, epoch, token, gives_up, at });
     pipeline.stack.send_records(1, &[seal]).await;
     until("it is sealed", || async {
         pipeline.stack.number("SELECT sealed_epoch FROM lanes").await == i64::from(epoch)
@@ -565,7 +567,8 @@ async fn a_recovery_that_was_stopped_can_do_nothing_once_another_has_finished() 
     assert!(!lanes.open(&zombie, 21).await.expect("an answer"));
     assert_eq!(lanes.claim(&zombie, true).await.expect("an answer"), Claimed::Lost);
     let Claim { lane, epoch, token } = zombie;
-    let seal = encode_seal(&Seal { lane, epoch, token, at: Timestamp::from_millis(0) });
+    let (gives_up, at) = (false, Timestamp::from_millis(0));
+    let seal = encode_seal(&Seal { lane, epoch, token, gives_up, at });
     let producer = Producer::new(&pipeline.stack.kafka).expect("a producer");
     producer.send(1, &seal).expect("room").await.expect("sent");
     assert_eq!(pipeline.image_of_lane().await, before);
@@ -649,6 +652,52 @@ async fn a_lane_that_is_in_doubt_stays_frozen_until_an_operator_gives_up_what_it
     let blocking = "SELECT count(*) FROM dead_letters d JOIN lanes l USING (sale_id, lane)
         WHERE d.seq > l.recorded AND d.epoch >= l.sealed_epoch";
     assert_eq!(pipeline.stack.number(blocking).await, 0, "and can be discarded");
+    writer.stop().await;
+}
+
+/// The writer comes to it, and finds no room for all that follows it, only after the epoch was taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poison_record_met_on_the_way_to_the_seal_is_retried_with_all_that_follows_it() {
+    let pipeline = Pipeline::new("met", 300).await;
+    let sql = async |sql| sqlx::query(sql).execute(&pipeline.stack.pool).await.expect("done");
+    sql("ALTER TABLE orders ADD CONSTRAINT no_poison CHECK (hold_seconds <> 61)").await;
+    let relay = pipeline.relay();
+    pipeline.reserve_for("poison", Some(61)).await;
+    pipeline.hold(40).await;
+    until("Kafka has all of it", || async {
+        let marks = pipeline.lanes.marks(&pipeline.lane).await.expect("marks");
+        marks.logged == marks.seq
+    })
+    .await;
+    relay.stop().await;
+    let before = pipeline.image_of_lane().await;
+    pipeline.forget_lane().await;
+
+    let (recovery, wish) = (pipeline.recovery(), wish(Despite::Nothing));
+    let meets = async {
+        let epoch = "SELECT epoch FROM lanes";
+        until("its epoch is taken", || async { pipeline.stack.number(epoch).await == 2 }).await;
+        let options = pipeline.stack.options();
+        pipeline.stack.writer_with(Options { parked_max: 10, batch_max: 8, ..options })
+    };
+    let (met, writer) = tokio::join!(recovery.recover(&pipeline.lane, &wish), meets);
+    let report = met.expect("no error").expect("a report");
+    assert_eq!((report.outcome, report.epoch, report.seq), (Outcome::InDoubt, Some(2), None));
+    let parked = "10 records are parked, since event 2 is missing";
+    assert!(report.detail.contains(parked), "{report:?}");
+    assert_eq!(pipeline.stack.dead_letters().await, ["not-applicable"], "and nothing has ended");
+
+    sql("ALTER TABLE orders DROP CONSTRAINT no_poison").await;
+    let letter = pipeline.stack.number("SELECT id FROM dead_letters").await;
+    let deed = Deed { actor: actor(), note: None };
+    let retried = retry(&pipeline.stack.ledger, letter, &deed).await.expect("no error");
+    assert_eq!(retried.expect("it is there").status, LetterStatus::Retried);
+    let recovered = recovery.recover(&pipeline.lane, &wish).await;
+    let report = recovered.expect("no error").expect("it was done");
+    assert_eq!((report.outcome, report.seq), (Outcome::Rebuilt, Some(42)), "{report:?}");
+    assert_eq!(pipeline.image_of_lane().await, before);
+    assert_eq!(pipeline.stack.dead_letters().await, ["not-applicable"]);
+    pipeline.stack.check_books().await;
     writer.stop().await;
 }
 
