@@ -67,6 +67,8 @@ pub struct Options {
     pub parked_max: u64,
     /// Resolved dead letters are forgotten after this.
     pub dead_letters_kept_days: u32,
+    /// Open ones, beyond which those of no lane are not kept.
+    pub dead_letters_max: u64,
 }
 
 impl From<&Config> for Options {
@@ -78,6 +80,7 @@ impl From<&Config> for Options {
             batch_age: millis(config.writer.batch_age_ms),
             parked_max: config.writer.parked_max as u64,
             dead_letters_kept_days: config.writer.dead_letters_kept_days,
+            dead_letters_max: config.writer.dead_letters_max as u64,
         }
     }
 }
@@ -306,7 +309,8 @@ impl Writer {
         let mut known = ask(&self.ledger, arrivals).await?;
         let sealed = arrivals.iter().find_map(Arrival::seal);
         known.left = sealed.and_then(|seal| left.get(&seal.lane).copied());
-        let plan = plan(arrivals, &known, self.options.parked_max);
+        let mut plan = plan(arrivals, &known, self.options.parked_max);
+        self.drop_strays(&mut plan, &known);
         if let (Some(Seal { lane, epoch, .. }), false) = (sealed, plan.doubts.is_empty()) {
             let doubts = plan.doubts.join("; ");
             tracing::warn!(%lane, epoch, doubts, "a seal does not count: its lane is in doubt");
@@ -321,6 +325,28 @@ impl Writer {
         self.metrics.batch_duration.observe(began.elapsed().as_secs_f64());
         self.tell(&plan, applied);
         Ok(Done { left: plan.left, ready: applied.ready, arrivals: Vec::new() })
+    }
+
+    /// Drops dead letters of no lane while as many are open as may be: a topic that somebody else writes
+    /// to must not fill the database. Nobody waits for them; what a lane waits for is always kept.
+    fn drop_strays(&self, plan: &mut Plan, known: &Known) {
+        let open = u64::try_from(self.metrics.dead_letters_open.get()).unwrap_or(0);
+        if plan.batch.dead.is_empty() || open < self.options.dead_letters_max {
+            return;
+        }
+        let before = plan.batch.dead.len();
+        plan.batch.dead.retain(|letter| {
+            letter.place.as_ref().is_some_and(|place| known.marks.contains_key(&place.lane))
+        });
+        let dropped = before - plan.batch.dead.len();
+        if dropped > 0 {
+            self.metrics.dead_letters_dropped.inc_by(dropped as u64);
+            tracing::error!(
+                dropped,
+                open,
+                "records of no lane were not kept: see writer.dead_letters_max"
+            );
+        }
     }
 
     /// Says how much there is to do, counts what is unapplied, and forgets resolved dead letters in

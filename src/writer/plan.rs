@@ -55,12 +55,12 @@ impl Arrival {
         }
     }
 
-    /// What it belongs to, as far as that can be asked about.
+    /// What it belongs to, or says so.
     pub fn lane(&self) -> Option<&LaneId> {
         match &self.content {
             Content::Event(event) => Some(&event.lane),
             Content::Seal(seal) => Some(&seal.lane),
-            Content::Dead { .. } => None,
+            Content::Dead { place, .. } => place.as_ref().map(|place| &place.lane),
         }
     }
 }

@@ -316,6 +316,41 @@ async fn resolved_letters_are_forgotten_in_time_and_open_ones_never() {
     writer.stop().await;
 }
 
+/// What a lane waits for is kept all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_full_of_what_belongs_to_no_lane_does_not_fill_the_database() {
+    let stack = Stack::new("strays").await;
+    let mut lane = stack.lane("s", 0).await;
+    let events = [lane.defined(9), lane.held("a")];
+    let mut never_made = of_epoch(&lane, 1, 0);
+    never_made.id.sale = "never-made".parse().unwrap();
+    let of_nobody = [never_made.held("x"), never_made.held("y")];
+    let strays = |byte| {
+        let alien = Record { key: "?".into(), headers: Vec::new(), payload: vec![byte] };
+        [alien, encode(&of_nobody[0]), damaged(&of_nobody[1])]
+    };
+    let writer = stack.writer_with(Options { dead_letters_max: 3, ..stack.options() });
+    stack.send_records(0, &strays(1)).await;
+    until("they are counted", || async {
+        writer.metric("holdfast_writer_dead_letters_open") == 3.0
+    })
+    .await;
+    stack.send_records(0, &strays(2)).await;
+    stack.send_records(0, &[encode(&events[0]), damaged(&events[1])]).await;
+    stack.until_recorded(&lane, 1).await;
+    let letters = stack.until_letters(4).await;
+    assert!(letters[3].blocks_lane, "{:?}", letters[3]);
+    assert_eq!(writer.metric("holdfast_writer_dead_letters_dropped_total"), 3.0);
+    for letter in letters.iter().filter(|letter| !letter.blocks_lane) {
+        assert_eq!(stack.discard(letter.id).await, LetterStatus::Discarded);
+    }
+    until("there is room", || async { writer.metric("holdfast_writer_dead_letters_open") == 1.0 })
+        .await;
+    stack.send_records(0, &strays(3)).await;
+    stack.until_letters(7).await;
+    writer.stop().await;
+}
+
 /// A retry that dies between its record and those behind it leaves these to the writer, however busy
 /// that is with other lanes.
 #[tokio::test(flavor = "multi_thread")]
