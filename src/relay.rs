@@ -191,6 +191,12 @@ impl Outbound {
         self.rewind_to(self.acknowledged);
     }
 
+    /// As if the lease was new: what another relay sent lies who knows where.
+    fn begin_again(&mut self) {
+        self.offset = None;
+        self.rewind_to(self.marks.recorded.max(self.trimmed));
+    }
+
     /// Notes whether the database gets on with what Kafka acknowledged.
     fn watch(&mut self, patience: Duration) {
         let recorded = self.marks.recorded;
@@ -665,11 +671,11 @@ impl Relay {
                 outbound.marks.recorded = outbound.marks.recorded.max(marks.recorded);
                 if jump {
                     outbound.marks.logged = marks.logged;
-                    outbound.rewind_to(marks.logged);
-                } else if trimmed > outbound.sent {
-                    // Nobody had told the lane how much of it is recorded when this relay took it: what
-                    // was to be read next is gone from the outbox by now, since somebody else has it.
-                    outbound.rewind_to(trimmed);
+                }
+                // What was trimmed cannot be read any more: nobody had told the lane how much of it is
+                // recorded when this relay took it.
+                if jump || trimmed > outbound.sent {
+                    outbound.begin_again();
                 }
                 outbound.behind = false;
                 outbound.told = told;

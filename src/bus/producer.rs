@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::future_producer::Delivery;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use rdkafka::types::RDKafkaErrorCode;
 
@@ -36,6 +37,15 @@ pub enum SendError {
     /// to this record and send from there, in order.
     #[error("not delivered: {0}")]
     Undelivered(KafkaError),
+    /// Taken for delivered, but Kafka did not say where it lies: to be treated as undelivered.
+    ///
+    /// librdkafka counts a batch that failed as delivered once a later one of its partition is, for a
+    /// broker takes a producer's batches in their order only. One that has just begun to lead a
+    /// partition does not know the producer and takes whichever comes first: then the earlier batch is
+    /// nowhere (<https://github.com/confluentinc/confluent-kafka-go/issues/921>). What a broker itself
+    /// acknowledged has an offset.
+    #[error("Kafka did not say where it lies")]
+    Unplaced,
 }
 
 /// The handle on one producer; clones share it, and the one that takes its place.
@@ -86,8 +96,8 @@ impl Producer {
     /// delivered in the order of these calls; await the deliveries in that order too.
     ///
     /// # Errors
-    /// [`SendError::QueueFull`] and [`SendError::Fatal`] at once, [`SendError::Undelivered`] and
-    /// [`SendError::Fatal`] from the future.
+    /// [`SendError::QueueFull`] and [`SendError::Fatal`] at once, [`SendError::Undelivered`],
+    /// [`SendError::Unplaced`] and [`SendError::Fatal`] from the future.
     pub fn send(
         &self,
         partition: i32,
@@ -108,7 +118,7 @@ impl Producer {
         let producer = FutureProducer::clone(&producer);
         Ok(async move {
             match delivery.await {
-                Ok(Ok(at)) => Ok(Delivered { partition: at.partition, offset: at.offset }),
+                Ok(Ok(at)) => placed(&at),
                 Ok(Err((error, _))) => Err(refusal(&producer, error)),
                 Err(_) => Err(SendError::Undelivered(KafkaError::Canceled)),
             }
@@ -139,6 +149,11 @@ impl Producer {
     }
 }
 
+fn placed(at: &Delivery) -> Result<Delivered, SendError> {
+    let delivered = Delivered { partition: at.partition, offset: at.offset };
+    if at.offset < 0 { Err(SendError::Unplaced) } else { Ok(delivered) }
+}
+
 fn refusal(producer: &FutureProducer, error: KafkaError) -> SendError {
     if let Some((code, reason)) = producer.client().fatal_error() {
         return SendError::Fatal(format!("{code}: {reason}"));
@@ -151,10 +166,20 @@ fn refusal(producer: &FutureProducer, error: KafkaError) -> SendError {
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::Timestamp;
+    use rdkafka::bindings::RD_KAFKA_OFFSET_INVALID;
     use rdkafka::bindings::rd_kafka_test_fatal_error;
     use rdkafka::types::RDKafkaRespErr;
 
     use super::*;
+
+    #[test]
+    fn what_lies_nowhere_is_not_delivered() {
+        let at = |offset| Delivery { partition: 0, offset, timestamp: Timestamp::NotAvailable };
+        assert_eq!(placed(&at(0)).unwrap(), Delivered { partition: 0, offset: 0 });
+        let invalid = placed(&at(i64::from(RD_KAFKA_OFFSET_INVALID)));
+        assert!(matches!(invalid, Err(SendError::Unplaced)));
+    }
 
     #[tokio::test]
     async fn one_that_lost_its_place_is_replaced_for_all_its_handles() {
