@@ -218,7 +218,8 @@ impl Service {
                     let metrics = ConnectionMetrics::register(&mut self.registry);
                     let token = stages.front.clone();
                     roles.spawn(Role::Api, async move {
-                        Ok(http::serve(listener, router, options, metrics, token).await?)
+                        http::serve(listener, router, options, metrics, token).await;
+                        Ok(())
                     });
                 }
                 Role::Sweeper => {
@@ -310,8 +311,8 @@ impl Service {
         let never = CancellationToken::new();
         Ok(async move {
             let metrics = ConnectionMetrics::default();
-            let served = http::serve(listener, router, options, metrics, never).await;
-            served.context("the inner listener")
+            http::serve(listener, router, options, metrics, never).await;
+            Ok(())
         })
     }
 

@@ -19,6 +19,7 @@ mod metrics;
 mod openapi;
 pub mod orders;
 pub mod problem;
+mod quiet;
 mod reconcile;
 mod refunds;
 mod routes;

@@ -2,18 +2,23 @@
 //! how many there are, how long a head may take, how long a connection may rest and how long an answer
 //! may lie untaken, and an end in order.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum_server::accept::Accept;
-use axum_server::{Handle, Server};
-use hyper_util::rt::TokioTimer;
+use axum::extract::ConnectInfo;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::{HttpService, service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -21,10 +26,12 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tower::Service;
+use tower::Service as _;
 
+use super::quiet::quiet;
 use crate::config::{self, millis};
 
 /// The longest head (RFC 9112: request line and headers); beyond it the parser answers 431.
@@ -35,6 +42,8 @@ const H2_STREAMS_MAX: u32 = 256;
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How often a connection that has sent a part of the preface is looked at.
 const PREFACE_INTERVAL: Duration = Duration::from_millis(5);
+/// How long nobody is accepted after that has failed, most likely for want of open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, Copy)]
 pub struct ServeOptions {
@@ -83,122 +92,142 @@ impl ConnectionMetrics {
 }
 
 /// Serves until shut down, then accepts no more, lets what is in flight end, and returns.
-///
-/// # Errors
-/// A listener that cannot be used.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     options: ServeOptions,
     metrics: ConnectionMetrics,
     shutdown: CancellationToken,
-) -> io::Result<()> {
-    let handle = Handle::new();
+) {
     let places = Arc::new(Semaphore::new(options.connections_max));
-    let acceptor = Acceptor { options, places, metrics, shutdown: shutdown.clone() };
-    let mut server =
-        Server::<SocketAddr>::from_listener(listener).acceptor(acceptor).handle(handle.clone());
-    let builder = server.http_builder();
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        // To hyper a rest and a head that does not come are one; Connection tells them apart.
-        .header_read_timeout(options.idle_timeout)
-        .max_buf_size(HEAD_BYTES_MAX);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(options.header_timeout)
-        .max_concurrent_streams(H2_STREAMS_MAX)
-        .max_header_list_size(H2_HEAD_BYTES_MAX);
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let serving = server.serve(service);
-    tokio::pin!(serving);
-    tokio::select! {
-        ended = &mut serving => return ended,
-        () = shutdown.cancelled() => handle.graceful_shutdown(Some(options.drain_timeout)),
-    }
-    serving.await
-}
-
-/// Gives a connection its place, then waits until it has said which HTTP it speaks: the server that
-/// follows has a time-out for the head, but waits for its first bytes for ever.
-#[derive(Debug, Clone)]
-struct Acceptor {
-    options: ServeOptions,
-    places: Arc<Semaphore>,
-    metrics: ConnectionMetrics,
-    shutdown: CancellationToken,
-}
-
-impl<S: Send + 'static> Accept<TcpStream, S> for Acceptor {
-    type Stream = Connection;
-    type Service = HeadCounter<S>;
-    type Future = Pin<Box<dyn Future<Output = io::Result<(Connection, HeadCounter<S>)>> + Send>>;
-
-    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let Self { options, places, metrics, shutdown } = self.clone();
-        Box::pin(async move {
-            let Ok(place) = places.try_acquire_owned() else {
-                metrics.refused.inc();
-                return Err(io::ErrorKind::ConnectionRefused.into());
-            };
-            metrics.open.inc();
-            let heads = Arc::new(AtomicU64::new(0));
-            let mut connection = Connection {
-                stream,
-                _place: place,
-                open: metrics.open,
-                header_timeout: None,
-                heads: heads.clone(),
-                answered: 0,
-                head: None,
-                cut: None,
-            };
-            connection.stream.set_nodelay(true)?;
-            SockRef::from(&connection.stream).set_tcp_user_timeout(Some(options.write_timeout))?;
-            let spoken = tokio::select! {
-                spoken = tokio::time::timeout(options.header_timeout, spoken(&connection.stream)) => spoken??,
-                () = shutdown.cancelled() => return Err(io::ErrorKind::Interrupted.into()),
-            };
-            if spoken == Spoken::Http1 {
-                connection.header_timeout = Some(options.header_timeout);
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
             }
-            Ok((connection, HeadCounter { service, heads }))
-        })
+        };
+        let Ok(permit) = places.clone().try_acquire_owned() else {
+            metrics.refused.inc();
+            continue;
+        };
+        let place = Place::new(permit, metrics.open.clone());
+        let (router, shutdown) = (router.clone(), shutdown.clone());
+        connections.spawn(async move {
+            if let Err(error) = connection(stream, peer, router, options, shutdown).await {
+                tracing::debug!(%peer, %error, "a connection has ended");
+            }
+            drop(place);
+        });
     }
+    drop(listener);
+    let ended = async { while connections.join_next().await.is_some() {} };
+    // Whoever is not done by then is cut off when the set is dropped.
+    timeout(options.drain_timeout, ended).await.ok();
 }
 
-/// Counts the heads of a connection that have come whole.
-#[derive(Clone)]
-struct HeadCounter<S> {
-    service: S,
-    heads: Arc<AtomicU64>,
-}
-
-impl<R, S: Service<R>> Service<R> for HeadCounter<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.service.poll_ready(context)
-    }
-
-    fn call(&mut self, request: R) -> S::Future {
-        self.heads.fetch_add(1, Ordering::Relaxed);
-        self.service.call(request)
-    }
-}
-
-/// A connection that keeps its place until it is closed, and is closed where a head that has begun does
-/// not come whole in time.
-struct Connection {
-    stream: TcpStream,
-    _place: OwnedSemaphorePermit,
+/// One connection's place among `http.connections_max`.
+struct Place {
+    _permit: OwnedSemaphorePermit,
     open: Gauge,
-    /// HTTP/2 has no heads in this sense: its pings find who is gone.
-    header_timeout: Option<Duration>,
+}
+
+impl Place {
+    fn new(permit: OwnedSemaphorePermit, open: Gauge) -> Self {
+        open.inc();
+        Self { _permit: permit, open }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
+}
+
+/// Serves one connection to its end. First it waits until the peer has said which HTTP it speaks: what
+/// follows has a time-out for the head, but waits for its first bytes for ever.
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    options: ServeOptions,
+    shutdown: CancellationToken,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_user_timeout(Some(options.write_timeout))?;
+    let spoken = tokio::select! {
+        spoken = timeout(options.header_timeout, spoken(&stream)) => spoken??,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let heads = Arc::new(AtomicU64::new(0));
+    let service = service(router, peer, heads.clone());
+    match spoken {
+        Spoken::Http1 => {
+            let stream = TimedStream::new(stream, options.header_timeout, heads);
+            let serving = http1::Builder::new()
+                .timer(TokioTimer::new())
+                // To hyper a rest and a head that does not come are one; TimedStream tells them apart.
+                .header_read_timeout(options.idle_timeout)
+                .max_buf_size(HEAD_BYTES_MAX)
+                // A read may bring twice the buffer.
+                .max_header_size(HEAD_BYTES_MAX)
+                .serve_connection(TokioIo::new(stream), service);
+            Ok(until_shut_down(serving, shutdown).await?)
+        }
+        Spoken::Http2 => {
+            let serving = http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(options.header_timeout)
+                .max_concurrent_streams(H2_STREAMS_MAX)
+                .max_header_list_size(H2_HEAD_BYTES_MAX)
+                .serve_connection(TokioIo::new(stream), service);
+            Ok(until_shut_down(serving, shutdown).await?)
+        }
+    }
+}
+
+/// Serves until shut down, then to the end of what is in flight.
+async fn until_shut_down<C: GracefulConnection>(
+    connection: C,
+    shutdown: CancellationToken,
+) -> Result<(), C::Error> {
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        ended = quiet(connection.as_mut()) => return ended,
+        () = quiet(shutdown.cancelled()) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
+}
+
+/// Answers a connection's requests, and counts their heads.
+fn service(
+    router: Router,
+    peer: SocketAddr,
+    heads: Arc<AtomicU64>,
+) -> impl HttpService<Incoming, ResBody = axum::body::Body, Error = Infallible, Future: Send> {
+    service_fn(move |mut request: Request<Incoming>| {
+        heads.fetch_add(1, Ordering::Relaxed);
+        request.extensions_mut().insert(ConnectInfo(peer));
+        router.clone().call(request)
+    })
+}
+
+/// A connection (HTTP/1) that fails where a head that has begun does not come whole in time.
+struct TimedStream {
+    stream: TcpStream,
+    timeout: Duration,
     /// Heads that have come whole, and how many of them had when something was last sent.
     heads: Arc<AtomicU64>,
     answered: u64,
@@ -207,13 +236,16 @@ struct Connection {
     cut: Option<Pin<Box<Sleep>>>,
 }
 
-impl Connection {
+impl TimedStream {
+    fn new(stream: TcpStream, timeout: Duration, heads: Arc<AtomicU64>) -> Self {
+        Self { stream, timeout, heads, answered: 0, head: None, cut: None }
+    }
+
     /// Bytes came: between two requests they are the next one's head.
     fn came(&mut self) {
-        let Some(timeout) = self.header_timeout else { return };
         let heads = self.heads.load(Ordering::Relaxed);
         if heads == self.answered && self.head.is_none_or(|(before, _)| before != heads) {
-            self.head = Some((heads, Instant::now() + timeout));
+            self.head = Some((heads, Instant::now() + self.timeout));
         }
     }
 
@@ -236,13 +268,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.open.dec();
-    }
-}
-
-impl AsyncRead for Connection {
+impl AsyncRead for TimedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -259,7 +285,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for TimedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
