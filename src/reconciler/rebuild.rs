@@ -12,7 +12,9 @@
 //! the way can do nothing any more once another has taken a later epoch: its seal is not the newest,
 //! and its token is not the lane's. A recovery that died is begun anew by whoever comes.
 //!
-//! Where something is in doubt the lane stays frozen, and a report says why: an operator decides.
+//! Where something is in doubt the lane stays frozen, and a report says why: an operator decides. The
+//! writer heeds no seal of such a lane, unless the seal says that the doubt was given up: what it met only
+//! on its way there can be retried as well.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -274,6 +274,7 @@ impl Writer {
                     self.metrics.marks_moved.inc();
                     let seals = task.has_seal();
                     todo.push_front(task);
+                    // What moved it may have closed a gap, and what waited for that comes first.
                     if seals {
                         todo.push_front(Task::Unpark);
                     }
@@ -448,7 +449,7 @@ async fn ask(ledger: &Ledger, arrivals: &[Arrival]) -> Result<Known, LedgerError
 }
 
 /// A seal is a task of its own, and before it comes all whose turn it is by then: what is parked at a
-/// seal is lost.
+/// seal may end there.
 fn in_turn(arrivals: impl Iterator<Item = Arrival>) -> Vec<Task> {
     let (mut tasks, mut events) = (Vec::new(), Vec::new());
     for arrival in arrivals {
