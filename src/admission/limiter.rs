@@ -16,7 +16,9 @@ use governor::{Quota, RateLimiter};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
-type Keyed = RateLimiter<u64, DashMapStateStore<u64>, DefaultClock, StateInformationMiddleware>;
+/// The keys are hashes with a secret already: in the map a cheap one is good enough.
+type Store = DashMapStateStore<u64, foldhash::fast::RandomState>;
+type Keyed = RateLimiter<u64, Store, DefaultClock, StateInformationMiddleware>;
 
 /// What share of the bound may come new between two looks at it.
 const LOOK_EVERY_SHARE: usize = 8;
@@ -150,7 +152,8 @@ impl Limiter {
 }
 
 fn fresh(policy: Policy) -> Keyed {
-    RateLimiter::dashmap(policy.quota()).with_middleware()
+    let hasher = foldhash::fast::RandomState::default();
+    RateLimiter::dashmap_with_hasher(policy.quota(), hasher).with_middleware()
 }
 
 #[cfg(test)]

@@ -212,13 +212,13 @@ impl Service {
             self.health.set_role(role.as_str(), Condition::Up, "");
             match role {
                 Role::Api => {
-                    let router = http::router(self.api());
+                    let front = http::public(self.api());
                     let options = ServeOptions::new(&self.config.http);
                     let listener = listen("http.listen", self.config.http.listen).await?;
                     let metrics = ConnectionMetrics::register(&mut self.registry);
                     let token = stages.front.clone();
                     roles.spawn(Role::Api, async move {
-                        http::serve(listener, router, options, metrics, token).await;
+                        http::serve(listener, front, options, metrics, token).await;
                         Ok(())
                     });
                 }
@@ -305,13 +305,13 @@ impl Service {
         &mut self,
     ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
         let registry = Arc::new(std::mem::take(&mut self.registry));
-        let router = http::inner_router(self.health.clone(), registry);
+        let front = http::inside(self.health.clone(), registry);
         let listener = listen("http.inner_listen", self.config.http.inner_listen).await?;
         let options = ServeOptions::new(&self.config.http);
         let never = CancellationToken::new();
         Ok(async move {
             let metrics = ConnectionMetrics::default();
-            http::serve(listener, router, options, metrics, never).await;
+            http::serve(listener, front, options, metrics, never).await;
             Ok(())
         })
     }

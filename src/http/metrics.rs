@@ -15,7 +15,7 @@ use crate::domain::durability::Durability;
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Request {
     method: &'static str,
-    route: String,
+    route: &'static str,
     status: &'static str,
 }
 
@@ -76,12 +76,11 @@ impl Metrics {
     pub(super) fn answered(
         &self,
         method: &Method,
-        route: &str,
+        route: &'static str,
         status: StatusCode,
         took: Duration,
     ) {
-        let request =
-            Request { method: method_word(method), route: route.to_owned(), status: class(status) };
+        let request = Request { method: method_word(method), route, status: class(status) };
         self.requests.get_or_create(&request).observe(took.as_secs_f64());
     }
 

@@ -1,20 +1,25 @@
 //! The table of contents: every path, and who answers it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::Request;
 use axum::handler::Handler;
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
 };
 use axum::http::{HeaderValue, StatusCode};
-use axum::middleware::{from_fn, from_fn_with_state, map_response};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
 use prometheus_client::registry::Registry;
+use tower::service_fn;
 
+use super::context::Context;
 use super::problem::{Code, Problem};
+use super::serve::Front;
 use super::{
     Api, adjustments, conservation, context, dead_letters, health, openapi, orders, reconcile,
     refunds, sales, stock, views, webhook,
@@ -58,25 +63,31 @@ pub(super) fn routes() -> Routes {
         .get("/openapi.json", openapi::show)
 }
 
-/// The public listener.
-pub fn router(api: Api) -> Router {
-    routes()
+/// Answers the public listener.
+pub fn public(api: Api) -> impl Front {
+    let router = routes()
         .router
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
-        .layer(from_fn_with_state(api.clone(), context::around))
-        .with_state(api)
+        .with_state(api.clone());
+    service_fn(move |(peer, request): (SocketAddr, Request)| {
+        let (api, router) = (api.clone(), router.clone());
+        async move { Ok(context::around(&api, router, peer.ip(), request).await) }
+    })
 }
 
-/// The listener for the inside.
-pub fn inner_router(health: Health, registry: Arc<Registry>) -> Router {
-    Router::new()
+/// Answers the listener for the inside.
+pub fn inside(health: Health, registry: Arc<Registry>) -> impl Front {
+    let router = Router::new()
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz_detail).with_state(health))
         .route("/metrics", get(health::metrics).with_state(registry))
         .fallback(no_such_path)
-        .method_not_allowed_fallback(no_such_method)
-        .layer(from_fn(context::around_inner))
+        .method_not_allowed_fallback(no_such_method);
+    service_fn(move |(_peer, request): (SocketAddr, Request)| {
+        let router = router.clone();
+        async move { Ok(context::around_inner(router, request).await) }
+    })
 }
 
 async fn no_such_path() -> Problem {
@@ -97,21 +108,22 @@ pub(super) struct Routes {
 
 impl Routes {
     fn get<T: 'static>(self, path: &'static str, handler: impl Handler<T, Api>) -> Self {
-        self.add("GET", path, get(handler))
+        self.add("GET", path, get(Routed { handler, path }))
     }
 
     fn post<T: 'static>(self, path: &'static str, handler: impl Handler<T, Api>) -> Self {
-        self.add("POST", path, post(handler))
+        self.add("POST", path, post(Routed { handler, path }))
     }
 
     fn put<T: 'static>(self, path: &'static str, handler: impl Handler<T, Api>) -> Self {
-        self.add("PUT", path, put(handler))
+        self.add("PUT", path, put(Routed { handler, path }))
     }
 
     /// A GET that pages of other origins may read.
     fn open<T: 'static>(self, path: &'static str, handler: impl Handler<T, Api>) -> Self {
         let any_origin = map_response(allow_any_origin);
-        self.add("GET", path, get(handler).options(preflight).route_layer(any_origin))
+        let handlers = get(Routed { handler, path }).options(Routed { handler: preflight, path });
+        self.add("GET", path, handlers.route_layer(any_origin))
     }
 
     fn add(
@@ -128,6 +140,24 @@ impl Routes {
     #[cfg(test)]
     pub fn listed(&self) -> &[(&'static str, &'static str)] {
         &self.listed
+    }
+}
+
+/// A handler that says whose route it is.
+#[derive(Clone)]
+struct Routed<H> {
+    handler: H,
+    path: &'static str,
+}
+
+impl<T, H: Handler<T, Api>> Handler<T, Api> for Routed<H> {
+    type Future = H::Future;
+
+    fn call(self, request: Request, api: Api) -> H::Future {
+        if let Some(context) = request.extensions().get::<Arc<Context>>() {
+            context.takes(self.path);
+        }
+        self.handler.call(request, api)
     }
 }
 

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::ConnectInfo;
-use hyper::Request;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{HttpService, service_fn};
@@ -29,7 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tower::Service as _;
+use tower::Service;
 
 use super::quiet::quiet;
 use crate::config::{self, millis};
@@ -91,10 +91,29 @@ impl ConnectionMetrics {
     }
 }
 
+/// Who answers a listener's requests, each with the address of the peer.
+pub trait Front:
+    Service<(SocketAddr, Request), Response = Response, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> Front for S where
+    S: Service<(SocketAddr, Request), Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
 /// Serves until shut down, then accepts no more, lets what is in flight end, and returns.
 pub async fn serve(
     listener: TcpListener,
-    router: Router,
+    front: impl Front,
     options: ServeOptions,
     metrics: ConnectionMetrics,
     shutdown: CancellationToken,
@@ -121,9 +140,9 @@ pub async fn serve(
             continue;
         };
         let place = Place::new(permit, metrics.open.clone());
-        let (router, shutdown) = (router.clone(), shutdown.clone());
+        let (front, shutdown) = (front.clone(), shutdown.clone());
         connections.spawn(async move {
-            if let Err(error) = connection(stream, peer, router, options, shutdown).await {
+            if let Err(error) = connection(stream, peer, front, options, shutdown).await {
                 tracing::debug!(%peer, %error, "a connection has ended");
             }
             drop(place);
@@ -159,7 +178,7 @@ impl Drop for Place {
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
-    router: Router,
+    front: impl Front,
     options: ServeOptions,
     shutdown: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -170,7 +189,7 @@ async fn connection(
         () = shutdown.cancelled() => return Ok(()),
     };
     let heads = Arc::new(AtomicU64::new(0));
-    let service = service(router, peer, heads.clone());
+    let service = service(front, peer, heads.clone());
     match spoken {
         Spoken::Http1 => {
             let stream = TimedStream::new(stream, options.header_timeout, heads);
@@ -213,14 +232,13 @@ async fn until_shut_down<C: GracefulConnection>(
 
 /// Answers a connection's requests, and counts their heads.
 fn service(
-    router: Router,
+    front: impl Front,
     peer: SocketAddr,
     heads: Arc<AtomicU64>,
-) -> impl HttpService<Incoming, ResBody = axum::body::Body, Error = Infallible, Future: Send> {
-    service_fn(move |mut request: Request<Incoming>| {
+) -> impl HttpService<Incoming, ResBody = Body, Error = Infallible, Future: Send> {
+    service_fn(move |request: hyper::Request<Incoming>| {
         heads.fetch_add(1, Ordering::Relaxed);
-        request.extensions_mut().insert(ConnectInfo(peer));
-        router.clone().call(request)
+        front.clone().call((peer, request.map(Body::new)))
     })
 }
 

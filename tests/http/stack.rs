@@ -8,7 +8,7 @@ use holdfast::config::Config;
 use holdfast::domain::event::Event;
 use holdfast::domain::ids::LaneId;
 use holdfast::domain::names::SaleId;
-use holdfast::http::{Api, ConnectionMetrics, Options, ServeOptions, inner_router, router, serve};
+use holdfast::http::{Api, ConnectionMetrics, Front, Options, ServeOptions, inside, public, serve};
 use holdfast::lanes::reply::Marks;
 use holdfast::lanes::{Lanes, outbox};
 use holdfast::ledger::catalog::CatalogMetrics;
@@ -111,9 +111,9 @@ impl Stack {
         let shutdown = CancellationToken::new();
         let options = ServeOptions::new(&config.http);
         let connections = ConnectionMetrics::register(&mut registry);
-        let inner = inner_router(health.clone(), Arc::new(registry));
+        let inner = inside(health.clone(), Arc::new(registry));
         Self {
-            url: start(router(api), options, connections, &shutdown).await,
+            url: start(public(api), options, connections, &shutdown).await,
             inner_url: start(inner, options, ConnectionMetrics::default(), &shutdown).await,
             orders_key,
             operator_key,
@@ -257,14 +257,14 @@ impl Stack {
 }
 
 async fn start(
-    router: axum::Router,
+    front: impl Front,
     options: ServeOptions,
     metrics: ConnectionMetrics,
     stop: &CancellationToken,
 ) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(serve(listener, router, options, metrics, stop.clone()));
+    tokio::spawn(serve(listener, front, options, metrics, stop.clone()));
     url
 }
 
