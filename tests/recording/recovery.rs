@@ -633,6 +633,10 @@ async fn a_lane_that_is_in_doubt_stays_frozen_until_an_operator_gives_up_what_it
     let blocking = "SELECT count(*) FROM dead_letters d JOIN lanes l USING (sale_id, lane)
         WHERE d.seq > l.recorded AND d.epoch >= l.sealed_epoch";
     assert_eq!(pipeline.stack.number(blocking).await, 0, "and can be discarded");
+
+    pipeline.forget_lane().await;
+    let report = pipeline.recovered(&wish(Despite::Nothing)).await;
+    assert_eq!(report.outcome, Outcome::Rebuilt, "what was given up is no doubt: {report:?}");
     writer.stop().await;
 }
 
