@@ -105,7 +105,7 @@ impl Producer {
     ) -> Result<impl Future<Output = Result<Delivered, SendError>> + Send + use<>, SendError> {
         let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
         for (key, value) in &record.headers {
-            headers = headers.insert(Header { key, value: Some(value) });
+            headers = headers.insert(Header { key, value: Some(&**value) });
         }
         let message = FutureRecord::to(&self.topic)
             .partition(partition)

@@ -189,6 +189,7 @@ pub struct Writer {
     pub batch_age_ms: u64,
     pub parked_max: usize,
     pub dead_letters_kept_days: u32,
+    pub dead_letters_max: usize,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -332,6 +333,7 @@ impl Config {
         range("writer.batch_age_ms", writer.batch_age_ms, 1, 10_000)?;
         range("writer.parked_max", writer.parked_max, 1, 10_000_000)?;
         range("writer.dead_letters_kept_days", writer.dead_letters_kept_days, 1, 3_650)?;
+        range("writer.dead_letters_max", writer.dead_letters_max, 1, 10_000_000)?;
         range("sweeper.batch_max", self.sweeper.batch_max, 1, 256)?;
         range("sweeper.archive_check_ms", self.sweeper.archive_check_ms, 100, 3_600_000)?;
         let reconciler = &self.reconciler;

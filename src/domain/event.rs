@@ -108,6 +108,9 @@ pub struct Seal {
     pub epoch: u32,
     /// What was given out with that epoch.
     pub token: RebuildToken,
+    /// Whether it ends what still waits for something missing, too: an operator gave that up. Without,
+    /// it does not count while its lane is in doubt.
+    pub gives_up: bool,
     pub at: Timestamp,
 }
 

@@ -68,8 +68,8 @@ pub struct Applied {
 /// Why a batch was rolled back, whole.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// Another writer moved a mark, an epoch was taken, or a dead letter resolved: read anew and
-    /// decide again.
+    /// Another writer moved a mark, an epoch was taken, a dead letter resolved, or the turn of records
+    /// has come that a seal would bury: read anew and decide again.
     #[error("a lane's mark is not where it was read")]
     MarkMoved,
     /// The database refuses what some event says.
@@ -146,9 +146,12 @@ async fn write(connection: &mut PgConnection, batch: &Batch) -> Result<Applied, 
     }
     let mut dead = bury(connection, &batch.dead).await?;
     for moved in &batch.moves {
-        if let Some(epoch) = moved.seal {
-            dead += bury_parked(connection, &moved.lane, epoch).await?;
+        let Some(epoch) = moved.seal else { continue };
+        // A retry has closed their gap since the mark was read: what can be recorded comes first.
+        if has_ready(connection, std::slice::from_ref(moved)).await? {
+            return Err(ApplyError::MarkMoved);
         }
+        dead += bury_parked(connection, &moved.lane, epoch).await?;
     }
     // Asked under the marks' locks, by a statement of its own: another writer may have parked
     // since the marks were read.

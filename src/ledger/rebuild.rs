@@ -184,7 +184,9 @@ impl Ledger {
             r#"SELECT l.recorded,
                  (SELECT count(*) FROM parked p WHERE p.sale_id = $1 AND p.lane = $2) AS "parked!",
                  (SELECT count(*) FROM dead_letters d WHERE d.sale_id = $1 AND d.lane = $2
-                    AND d.status = 'open' AND d.seq > l.recorded) AS "ahead!",
+                    AND d.status = 'open' AND d.seq > l.recorded
+                    -- Of an epoch that was ended it can only be discarded.
+                    AND d.epoch >= l.sealed_epoch) AS "ahead!",
                  (SELECT count(*) FROM dead_letters d WHERE d.sale_id = $1 AND d.lane = $2
                     AND d.status = 'open' AND d.reason = 'fork') AS "forks!",
                  (SELECT count(*) FROM reconciliations r WHERE r.sale_id = $1 AND r.lane = $2

@@ -12,7 +12,9 @@
 //! the way can do nothing any more once another has taken a later epoch: its seal is not the newest,
 //! and its token is not the lane's. A recovery that died is begun anew by whoever comes.
 //!
-//! Where something is in doubt the lane stays frozen, and a report says why: an operator decides.
+//! Where something is in doubt the lane stays frozen, and a report says why: an operator decides. The
+//! writer heeds no seal of such a lane, unless the seal says that the doubt was given up: what it met only
+//! on its way there can be retried as well.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -56,9 +58,9 @@ const ACTOR: &str = "reconciler";
 /// Entries of an outbox that one read takes: each has up to `lanes.batch_max` events.
 const ENTRIES_A_READ: usize = 8;
 /// How often it is looked whether the writer has come to the seal, and when it is sent again: Kafka may
-/// have lost it.
+/// have lost it, or the lane was in doubt when the writer came to it.
 const SEAL_LOOK: Duration = Duration::from_millis(20);
-const SEAL_AGAIN: Duration = Duration::from_secs(10);
+const SEAL_AGAIN: Duration = Duration::from_secs(2);
 /// How long a doubt may clear up by itself: records that come out of order are parked for a moment.
 const DOUBT_SETTLES: Duration = Duration::from_millis(500);
 /// The pause before a full producer is tried again.
@@ -458,7 +460,9 @@ impl Attempt<'_> {
             None => self.ask().await?,
         };
         self.drain(&found, &secret).await?;
-        let recorded = self.seal(&claim).await?;
+        let Some(recorded) = self.seal(&claim, report).await? else {
+            return Ok(Some(Outcome::InDoubt));
+        };
         failpoint::pass("rebuild-sealed");
         report.seq = Some(recorded);
         self.note_losses(&found, recorded, &secret, report).await?;
@@ -576,14 +580,19 @@ impl Attempt<'_> {
     }
 
     /// Seals the older epochs, and waits until the writer has come to it; how much is recorded there.
-    async fn seal(&self, claim: &Claim) -> Result<u64, RecoveryError> {
+    /// `None`: the writer has met on its way what puts the lane in doubt, and the seal has ended nothing.
+    async fn seal(&self, claim: &Claim, report: &mut Report) -> Result<Option<u64>, RecoveryError> {
         let Claim { lane, epoch, token } = claim.clone();
-        let record = encode_seal(&Seal { lane, epoch, token, at: Utc::now().into() });
+        let (gives_up, at) = (self.wish.despite == Despite::Everything, Utc::now().into());
+        let record = encode_seal(&Seal { lane, epoch, token, gives_up, at });
         let (began, partition) = (Instant::now(), self.partition()?);
         let wait_max = millis(self.shared().options.recovery_wait_ms);
         let mut again = Duration::ZERO;
         while began.elapsed() < wait_max {
             if began.elapsed() >= again {
+                if !again.is_zero() && self.is_in_doubt(report).await? {
+                    return Ok(None);
+                }
                 self.send(partition, &record).await?.await?;
                 again = began.elapsed() + SEAL_AGAIN;
             }
@@ -591,7 +600,7 @@ impl Attempt<'_> {
             if marks.epoch != claim.epoch {
                 return Err(RecoveryError::Lost);
             } else if marks.sealed_epoch == claim.epoch {
-                return Ok(marks.recorded);
+                return Ok(Some(marks.recorded));
             }
             sleep(SEAL_LOOK).await;
         }

@@ -26,6 +26,7 @@ pub struct WriterMetrics {
     pub(super) repeats: Counter,
     pub(super) parked: Counter,
     pub(super) dead_letters: Family<ReasonLabel, Counter>,
+    pub(super) dead_letters_dropped: Counter,
     pub(super) marks_moved: Counter,
     pub(super) retries: Counter,
     pub(super) paused: Gauge,
@@ -47,6 +48,7 @@ impl WriterMetrics {
             repeats: Counter::default(),
             parked: Counter::default(),
             dead_letters: Family::default(),
+            dead_letters_dropped: Counter::default(),
             marks_moved: Counter::default(),
             retries: Counter::default(),
             paused: Gauge::default(),
@@ -113,6 +115,11 @@ impl WriterMetrics {
                 "holdfast_writer_marks_moved",
                 "Batches begun anew, a mark having moved",
                 &self.marks_moved,
+            ),
+            (
+                "holdfast_writer_dead_letters_dropped",
+                "Records of no lane that were not kept, writer.dead_letters_max being open",
+                &self.dead_letters_dropped,
             ),
             (
                 "holdfast_writer_retries",

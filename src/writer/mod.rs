@@ -22,7 +22,7 @@ use crate::bus::BusError;
 use crate::bus::consumer::{Consumer, Place as Reached, Received};
 use crate::bus::record::{DecodeError, Message, decode};
 use crate::config::{self, Config, millis};
-use crate::domain::event::Event;
+use crate::domain::event::{Event, Seal};
 use crate::domain::ids::LaneId;
 use crate::failpoint;
 use crate::ledger::{
@@ -67,6 +67,8 @@ pub struct Options {
     pub parked_max: u64,
     /// Resolved dead letters are forgotten after this.
     pub dead_letters_kept_days: u32,
+    /// Open ones, beyond which those of no lane are not kept.
+    pub dead_letters_max: u64,
 }
 
 impl From<&Config> for Options {
@@ -78,6 +80,7 @@ impl From<&Config> for Options {
             batch_age: millis(config.writer.batch_age_ms),
             parked_max: config.writer.parked_max as u64,
             dead_letters_kept_days: config.writer.dead_letters_kept_days,
+            dead_letters_max: config.writer.dead_letters_max as u64,
         }
     }
 }
@@ -96,6 +99,12 @@ enum Task {
     Write(Vec<Arrival>),
     /// Write what was parked and whose turn has come.
     Unpark,
+}
+
+impl Task {
+    fn has_seal(&self) -> bool {
+        matches!(self, Self::Write(arrivals) if arrivals.iter().any(|one| one.seal().is_some()))
+    }
 }
 
 /// By lane, from where it has to be read again.
@@ -171,6 +180,7 @@ impl Writer {
             // What came since it was read: so a batch grows while the one before it takes long.
             let more = session.consumer.at_hand(batch_max - arrivals.len());
             arrivals.extend(more.into_iter().map(read));
+            let assigned = session.look()?;
             ahead = read_ahead(&session.consumer);
             let offsets = offsets_after(&arrivals);
             let mut todo = VecDeque::new();
@@ -185,13 +195,16 @@ impl Writer {
                 todo.push_back(Task::Unpark);
             }
             let worked = !todo.is_empty();
-            match self.write(todo, shutdown).await? {
+            match self.write(todo, session.left.clone(), shutdown).await? {
                 Ok(left) => session.leave(left),
                 Err(Stopped) => return Ok(()),
             }
             self.pace().end(Instant::now());
             session.next.extend(offsets);
-            set_back = self.set_back(session).await?;
+            set_back = match assigned {
+                Some(assigned) => self.set_back(session, &assigned).await?,
+                None => BTreeSet::new(),
+            };
             session.written |= worked;
             session.commit()?;
             self.metrics.full_lanes.set(gauge(session.left.len()));
@@ -200,13 +213,14 @@ impl Writer {
 
     /// Sets partitions back to what was left of a lane that has room again, or has got on; returns them,
     /// paused. A lane that is neither would only be left again.
-    async fn set_back(&self, session: &mut Session) -> Result<BTreeSet<i32>, WriterError> {
-        if session.left.is_empty() || session.left_looked_at.elapsed() < LEFT_LOOK {
-            return Ok(BTreeSet::new());
-        }
-        session.left_looked_at = Instant::now();
-        let assigned = session.consumer.assigned()?;
+    async fn set_back(
+        &self,
+        session: &mut Session,
+        assigned: &BTreeSet<i32>,
+    ) -> Result<BTreeSet<i32>, WriterError> {
+        // Whoever has the others reads them from what is committed.
         session.left.retain(|_, left| assigned.contains(&left.partition));
+        session.next.retain(|partition, _| assigned.contains(partition));
         let lanes: Vec<LaneId> = session.left.keys().cloned().collect();
         let marks = match self.ledger.within_patience(self.ledger.lane_marks(&lanes)).await {
             Ok(marks) => marks,
@@ -228,16 +242,17 @@ impl Writer {
     }
 
     /// Works off the tasks, however long the database is away. Nothing that it was given is lost:
-    /// it is written, parked, a dead letter, or to be read again from what this returns.
+    /// it is written, parked, a dead letter, or to be read again from what this returns, with what was
+    /// left before.
     async fn write(
         &self,
         mut todo: VecDeque<Task>,
+        mut left: LeftLanes,
         shutdown: &CancellationToken,
     ) -> Result<Result<LeftLanes, Stopped>, WriterError> {
-        let mut left = LeftLanes::new();
         let mut backoff = Backoff::default();
         while let Some(task) = todo.pop_front() {
-            match self.ledger.within_patience(self.attempt(&task)).await {
+            match self.ledger.within_patience(self.attempt(&task, &left)).await {
                 Ok(done) => {
                     backoff = Backoff::default();
                     self.metrics.paused.set(0);
@@ -257,7 +272,12 @@ impl Writer {
                 }
                 Err(ApplyError::MarkMoved) => {
                     self.metrics.marks_moved.inc();
+                    let seals = task.has_seal();
                     todo.push_front(task);
+                    // What moved it may have closed a gap, and what waited for that comes first.
+                    if seals {
+                        todo.push_front(Task::Unpark);
+                    }
                     if backoff.rest(shutdown).await.is_err() {
                         return Ok(Err(Stopped));
                     }
@@ -277,7 +297,7 @@ impl Writer {
         Ok(Ok(left))
     }
 
-    async fn attempt(&self, task: &Task) -> Result<Done, ApplyError> {
+    async fn attempt(&self, task: &Task, left: &LeftLanes) -> Result<Done, ApplyError> {
         let arrivals = match task {
             Task::Write(arrivals) => arrivals,
             Task::Unpark => {
@@ -287,8 +307,15 @@ impl Writer {
                 return Ok(Done { arrivals, ..Done::default() });
             }
         };
-        let known = ask(&self.ledger, arrivals).await?;
-        let plan = plan(arrivals, &known, self.options.parked_max);
+        let mut known = ask(&self.ledger, arrivals).await?;
+        let sealed = arrivals.iter().find_map(Arrival::seal);
+        known.left = sealed.and_then(|seal| left.get(&seal.lane).copied());
+        let mut plan = plan(arrivals, &known, self.options.parked_max);
+        self.drop_strays(&mut plan, &known);
+        if let (Some(Seal { lane, epoch, .. }), false) = (sealed, plan.doubts.is_empty()) {
+            let doubts = plan.doubts.join("; ");
+            tracing::warn!(%lane, epoch, doubts, "a seal does not count: its lane is in doubt");
+        }
         if plan.batch.is_empty() {
             self.metrics.repeats.inc_by(plan.repeats);
             return Ok(Done { left: plan.left, ..Done::default() });
@@ -299,6 +326,28 @@ impl Writer {
         self.metrics.batch_duration.observe(began.elapsed().as_secs_f64());
         self.tell(&plan, applied);
         Ok(Done { left: plan.left, ready: applied.ready, arrivals: Vec::new() })
+    }
+
+    /// Drops dead letters of no lane while as many are open as may be: a topic that somebody else writes
+    /// to must not fill the database. Nobody waits for them; what a lane waits for is always kept.
+    fn drop_strays(&self, plan: &mut Plan, known: &Known) {
+        let open = u64::try_from(self.metrics.dead_letters_open.get()).unwrap_or(0);
+        if plan.batch.dead.is_empty() || open < self.options.dead_letters_max {
+            return;
+        }
+        let before = plan.batch.dead.len();
+        plan.batch.dead.retain(|letter| {
+            letter.place.as_ref().is_some_and(|place| known.marks.contains_key(&place.lane))
+        });
+        let dropped = before - plan.batch.dead.len();
+        if dropped > 0 {
+            self.metrics.dead_letters_dropped.inc_by(dropped as u64);
+            tracing::error!(
+                dropped,
+                open,
+                "records of no lane were not kept: see writer.dead_letters_max"
+            );
+        }
     }
 
     /// Says how much there is to do, counts what is unapplied, and forgets resolved dead letters in
@@ -385,22 +434,26 @@ async fn ask(ledger: &Ledger, arrivals: &[Arrival]) -> Result<Known, LedgerError
             waiting.push(arrival.parked_key(event));
         }
     }
-    let (mut recorded, mut parked) = (HashMap::new(), HashSet::new());
+    let (mut recorded, mut parked, mut doubts) = (HashMap::new(), HashSet::new(), Vec::new());
     if !passed.is_empty() {
         recorded = ledger.recorded_events(&passed).await?;
     }
     if !waiting.is_empty() {
         parked = ledger.parked_among(&waiting).await?;
     }
-    Ok(Known { marks, recorded, parked })
+    let sealed = arrivals.iter().find_map(Arrival::seal);
+    if let Some(seal) = sealed.filter(|seal| marks.contains_key(&seal.lane)) {
+        doubts = ledger.doubts(&seal.lane, false).await?;
+    }
+    Ok(Known { marks, recorded, parked, doubts, left: None })
 }
 
 /// A seal is a task of its own, and before it comes all whose turn it is by then: what is parked at a
-/// seal is lost.
+/// seal may end there.
 fn in_turn(arrivals: impl Iterator<Item = Arrival>) -> Vec<Task> {
     let (mut tasks, mut events) = (Vec::new(), Vec::new());
     for arrival in arrivals {
-        if let Content::Seal(_) = arrival.content {
+        if arrival.seal().is_some() {
             tasks.extend([Task::Write(std::mem::take(&mut events)), Task::Unpark]);
             tasks.push(Task::Write(vec![arrival]));
         } else {
@@ -442,6 +495,17 @@ struct Session {
 }
 
 impl Session {
+    /// Which partitions are this member's, if it is time to look what became of those that something was
+    /// left of. To be asked before more is read: what comes then of another partition was read by nobody
+    /// before, while a seal in hand may be behind what was left.
+    fn look(&mut self) -> Result<Option<BTreeSet<i32>>, BusError> {
+        if self.left.is_empty() || self.left_looked_at.elapsed() < LEFT_LOOK {
+            return Ok(None);
+        }
+        self.left_looked_at = Instant::now();
+        self.consumer.assigned().map(Some)
+    }
+
     /// Reads on past what finds no room: what it waits for may lie behind it.
     fn leave(&mut self, left: LeftLanes) {
         for (lane, Left { partition, offset, .. }) in &left {

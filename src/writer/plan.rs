@@ -48,17 +48,24 @@ impl Arrival {
         }
     }
 
-    /// What it belongs to, as far as that can be asked about.
+    pub fn seal(&self) -> Option<&Seal> {
+        match &self.content {
+            Content::Seal(seal) => Some(seal),
+            Content::Event(_) | Content::Dead { .. } => None,
+        }
+    }
+
+    /// What it belongs to, or says so.
     pub fn lane(&self) -> Option<&LaneId> {
         match &self.content {
             Content::Event(event) => Some(&event.lane),
             Content::Seal(seal) => Some(&seal.lane),
-            Content::Dead { .. } => None,
+            Content::Dead { place, .. } => place.as_ref().map(|place| &place.lane),
         }
     }
 }
 
-/// What the database knew when it was asked.
+/// What the database knew when it was asked, and what this writer has left in Kafka.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
     /// Of each lane that exists.
@@ -67,6 +74,10 @@ pub struct Known {
     pub recorded: HashMap<(LaneId, u64), RecordedEvent>,
     /// Which records of the batch are parked already.
     pub parked: HashSet<ParkedKey>,
+    /// Of the lane of a seal: why it is in doubt, a sentence each,
+    pub doubts: Vec<String>,
+    /// ... and what was left of it.
+    pub left: Option<Left>,
 }
 
 /// What to write, and what to leave in Kafka.
@@ -77,6 +88,8 @@ pub struct Plan {
     pub repeats: u64,
     /// Lanes of which a record can neither be applied nor parked: as many are parked as may be.
     pub left: BTreeMap<LaneId, Left>,
+    /// Why a seal does not count, if it does not.
+    pub doubts: Vec<String>,
 }
 
 /// What is left in Kafka of a lane, to be read again once there is room.
@@ -119,7 +132,7 @@ pub fn plan(arrivals: &[Arrival], known: &Known, parked_max: u64) -> Plan {
     for arrival in arrivals {
         match &arrival.content {
             Content::Event(event) => lanes.entry(&event.lane).or_default().push((arrival, event)),
-            Content::Seal(seal) => plan.seal(arrival, seal, known.marks.get(&seal.lane)),
+            Content::Seal(seal) => plan.seal(arrival, seal, known),
             Content::Dead { reason, detail, place } => {
                 plan.bury(arrival, *reason, detail.clone(), place.clone());
             }
@@ -155,8 +168,16 @@ enum Fate {
 impl Plan {
     /// Seals a lane's older epochs. A seal is good only as long as its epoch is the newest that was
     /// given out: whoever took a newer one has what is left of the older ones sent first.
-    fn seal(&mut self, arrival: &Arrival, seal: &Seal, mark: Option<&LaneMark>) {
-        match mark {
+    ///
+    /// All that Kafka has before it and that can be recorded is recorded first. If its lane has got on
+    /// since something was left of it, that may follow the mark now: the seal is left as well, and both
+    /// are read again, in order. If it has not, every record before the seal was read while the lane
+    /// lacked the same event, and was none of them: more room would not help, so nothing waits for it.
+    ///
+    /// What can never be recorded then ends as a dead letter, and so may only what somebody gave up: a
+    /// dead letter that an operator may yet retry is one of the lane's doubts, and what follows it.
+    fn seal(&mut self, arrival: &Arrival, seal: &Seal, known: &Known) {
+        match known.marks.get(&seal.lane) {
             None => {
                 let detail = "no such lane was made".to_owned();
                 self.bury(arrival, DeadReason::UnknownLane, detail, None);
@@ -172,6 +193,12 @@ impl Plan {
             }
             Some(mark) if seal.epoch < mark.epoch || seal.epoch == mark.sealed_epoch => {
                 self.repeats += 1;
+            }
+            Some(mark) if known.left.is_some_and(|left| left.recorded < mark.recorded) => {
+                self.leave(arrival, &seal.lane, mark.recorded);
+            }
+            Some(_) if !seal.gives_up && !known.doubts.is_empty() => {
+                self.doubts.clone_from(&known.doubts);
             }
             Some(mark) => self.batch.moves.push(LaneMove {
                 lane: seal.lane.clone(),
@@ -340,7 +367,7 @@ mod tests {
 
     fn seal(epoch: u32, token: RebuildToken) -> Arrival {
         let at = Timestamp::from_millis(0);
-        let content = Content::Seal(Seal { lane: lane(), epoch, token, at });
+        let content = Content::Seal(Seal { lane: lane(), epoch, token, gives_up: false, at });
         Arrival { content, ..arrival(event(epoch, 1, 0), 99) }
     }
 
@@ -349,7 +376,7 @@ mod tests {
         Known {
             marks: [(lane(), mark(epoch, epoch, recorded, parked))].into(),
             recorded: seqs.map(|seq| ((lane(), seq), identity(&event(1, seq, 0)))).collect(),
-            parked: HashSet::new(),
+            ..Known::default()
         }
     }
 
@@ -431,6 +458,40 @@ mod tests {
         }
         let plan = plan(&[seal(2, TOKEN)], &Known::default(), 100);
         assert_eq!(plan.batch.dead[0].reason, DeadReason::UnknownLane);
+    }
+
+    #[test]
+    fn a_seal_waits_for_what_may_be_recorded_and_ends_what_is_in_doubt_only_where_that_is_given_up()
+    {
+        // What was left was left at event 5 or 7; the lane is at 7.
+        for (left_at, is_in_doubt, gives_up, expected) in [
+            (None, false, false, "seals"),
+            (None, true, false, "in doubt"),
+            (None, true, true, "seals"),
+            (Some(7), true, false, "in doubt"),
+            (Some(7), true, true, "seals"),
+            (Some(5), true, false, "left"),
+            (Some(5), false, false, "left"),
+            (Some(5), true, true, "left"),
+        ] {
+            let mut arrival = seal(3, TOKEN);
+            let Content::Seal(seal) = &mut arrival.content else { unreachable!("it is one") };
+            seal.gives_up = gives_up;
+            let known = Known {
+                marks: [(lane(), mark(3, 1, 7, 1))].into(),
+                doubts: is_in_doubt.then(|| "a doubt".to_owned()).into_iter().collect(),
+                left: left_at.map(|recorded| Left { partition: 3, offset: 11, recorded }),
+                ..Known::default()
+            };
+            let plan = plan(&[arrival], &known, 100);
+            let outcome = match (&plan.batch.moves[..], &plan.doubts[..], plan.left.get(&lane())) {
+                ([_], [], None) => "seals",
+                ([], [_], None) => "in doubt",
+                ([], [], Some(Left { partition: 3, offset: 99, recorded: 7 })) => "left",
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(outcome, expected, "{left_at:?}, {is_in_doubt}, {gives_up}");
+        }
     }
 
     #[test]

@@ -64,6 +64,9 @@ fn judge(arrival: &Arrival, known: &Known) -> Verdict {
     if let Some(letter) = plan.batch.dead.pop() {
         return Verdict::Keep(letter.reason, letter.detail);
     }
+    if !plan.doubts.is_empty() {
+        return Verdict::Keep(DeadReason::Waiting, plan.doubts.join("; "));
+    }
     // With no room to park, what must wait is left.
     if let (Some(event), false) = (arrival.event(), plan.left.is_empty()) {
         let missing = known.marks.get(&event.lane).map_or(1, |mark| mark.recorded + 1);

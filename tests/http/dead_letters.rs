@@ -1,5 +1,7 @@
 //! Dead letters, as operators see them.
 
+use std::borrow::Cow;
+
 use holdfast::bus::record::{Record, encode};
 use holdfast::domain::event::Event;
 use holdfast::ledger::{Batch, DeadLetter, DeadReason, Parked, Place, StoredRecord};
@@ -9,7 +11,8 @@ use serde_json::{Value, json};
 use crate::stack::{Reply, Stack};
 
 fn stored(record: Record, offset: i64) -> StoredRecord {
-    let header = |(name, value): (&str, String)| (name.to_owned(), value.into_bytes());
+    let header =
+        |(name, value): (&str, Cow<'_, str>)| (name.to_owned(), value.into_owned().into_bytes());
     StoredRecord {
         topic: "t".to_owned(),
         partition: 0,

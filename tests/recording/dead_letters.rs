@@ -8,7 +8,7 @@ use holdfast::bus::record::{Record, encode, encode_seal};
 use holdfast::domain::event::{Event, RebuildToken, Seal};
 use holdfast::domain::order::Status;
 use holdfast::domain::time::Timestamp;
-use holdfast::ledger::{Batch, Deed, LaneMove, LetterStatus, StoredLetter};
+use holdfast::ledger::{ApplyError, Batch, Deed, LaneMove, LetterStatus, StoredLetter};
 use holdfast::writer::{Options, retry};
 
 impl Stack {
@@ -316,6 +316,41 @@ async fn resolved_letters_are_forgotten_in_time_and_open_ones_never() {
     writer.stop().await;
 }
 
+/// What a lane waits for is kept all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_full_of_what_belongs_to_no_lane_does_not_fill_the_database() {
+    let stack = Stack::new("strays").await;
+    let mut lane = stack.lane("s", 0).await;
+    let events = [lane.defined(9), lane.held("a")];
+    let mut never_made = of_epoch(&lane, 1, 0);
+    never_made.id.sale = "never-made".parse().unwrap();
+    let of_nobody = [never_made.held("x"), never_made.held("y")];
+    let strays = |byte| {
+        let alien = Record { key: "?".into(), headers: Vec::new(), payload: vec![byte] };
+        [alien, encode(&of_nobody[0]), damaged(&of_nobody[1])]
+    };
+    let writer = stack.writer_with(Options { dead_letters_max: 3, ..stack.options() });
+    stack.send_records(0, &strays(1)).await;
+    until("they are counted", || async {
+        writer.metric("holdfast_writer_dead_letters_open") == 3.0
+    })
+    .await;
+    stack.send_records(0, &strays(2)).await;
+    stack.send_records(0, &[encode(&events[0]), damaged(&events[1])]).await;
+    stack.until_recorded(&lane, 1).await;
+    let letters = stack.until_letters(4).await;
+    assert!(letters[3].blocks_lane, "{:?}", letters[3]);
+    assert_eq!(writer.metric("holdfast_writer_dead_letters_dropped_total"), 3.0);
+    for letter in letters.iter().filter(|letter| !letter.blocks_lane) {
+        assert_eq!(stack.discard(letter.id).await, LetterStatus::Discarded);
+    }
+    until("there is room", || async { writer.metric("holdfast_writer_dead_letters_open") == 1.0 })
+        .await;
+    stack.send_records(0, &strays(3)).await;
+    stack.until_letters(7).await;
+    writer.stop().await;
+}
+
 /// A retry that dies between its record and those behind it leaves these to the writer, however busy
 /// that is with other lanes.
 #[tokio::test(flavor = "multi_thread")]
@@ -392,8 +427,121 @@ async fn a_letter_blocks_its_lane_until_its_epoch_is_sealed() {
     assert_eq!(ledger.take_epoch(&lane.id, 1, token).await.unwrap(), Some(2));
     assert!(unblocked().await.is_empty(), "the next epoch is only given out");
     let at = Timestamp::from_millis(0);
-    let seal = encode_seal(&Seal { lane: lane.id.clone(), epoch: 2, token, at });
-    stack.send_records(lane.partition, &[seal]).await;
+    let seal =
+        |gives_up| encode_seal(&Seal { lane: lane.id.clone(), epoch: 2, token, gives_up, at });
+    stack.send_records(lane.partition, &[seal(false), seal(true)]).await;
     until("it is sealed", || async { unblocked().await == [(lane.id.clone(), 1)].into() }).await;
+    writer.stop().await;
+}
+
+/// A letter that an operator may retry, and what follows it, is ended by nobody who did not say so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seal_that_gives_nothing_up_ends_nothing_while_a_letter_blocks_its_lane() {
+    for followers in [0, 7] {
+        let stack = Stack::new("unforced").await;
+        let (mut lane, mut other) = (stack.lane("s", 0).await, stack.lane("other", 0).await);
+        let mut events = vec![lane.defined(9), lane.held("poison")];
+        events.extend((0..followers).map(|number| lane.held(&format!("b{number}"))));
+        let mut records: Vec<_> = events.iter().map(encode).collect();
+        records[1] = damaged(&events[1]);
+        let writer = stack.writer();
+        stack.send_records(0, &records).await;
+        let letter = stack.until_letters(1).await.remove(0);
+        stack.until_parked(followers).await;
+        let seal = async |epoch: u32| {
+            let (token, at) = (RebuildToken::new(epoch.into()), Timestamp::from_millis(0));
+            let taken = stack.ledger.take_epoch(&lane.id, epoch - 1, token).await.unwrap();
+            assert_eq!(taken, Some(epoch));
+            let (lane, gives_up) = (lane.id.clone(), false);
+            encode_seal(&Seal { lane, epoch, token, gives_up, at })
+        };
+        stack.send_records(0, &[seal(2).await]).await;
+        let behind = other.story(3);
+        stack.send(&other, &behind).await;
+        stack.until_recorded(&other, other.seq).await;
+        let sealed = "SELECT sealed_epoch FROM lanes WHERE sale_id = 's'";
+        assert_eq!(stack.number(sealed).await, 1);
+        assert_eq!(stack.number("SELECT count(*) FROM parked").await, followers as i64);
+        assert_eq!(stack.dead_letters().await, ["undecodable"]);
+
+        stack.upgrade(&letter, &events[1]).await;
+        assert_eq!(stack.retry(letter.id, "ops").await.status, LetterStatus::Retried);
+        assert_eq!(stack.recorded(&lane.id).await, Some(lane.seq));
+        stack.send_records(0, &[seal(3).await]).await;
+        until("it is sealed", || async { stack.number(sealed).await == 3 }).await;
+        assert_eq!(stack.dead_letters().await, ["undecodable"]);
+        stack.check_books().await;
+        writer.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seal_buries_nothing_whose_turn_has_come() {
+    let stack = Stack::new("turn_come").await;
+    let mut lane = stack.lane("s", 0).await;
+    let events = lane.story(3);
+    let writer = stack.writer();
+    stack.send(&lane, &events[1..]).await;
+    stack.until_parked(events.len() - 1).await;
+    writer.stop().await;
+    stack.ledger.take_epoch(&lane.id, 1, RebuildToken::new(7)).await.unwrap();
+    let moved = |expected, recorded, seal| {
+        vec![LaneMove { lane: lane.id.clone(), epoch: 1, expected, recorded, seal }]
+    };
+    let retried =
+        Batch { moves: moved(0, 1, None), events: events[..1].to_vec(), ..Batch::default() };
+    assert!(stack.ledger.apply(&retried).await.unwrap().ready);
+    let seal = Batch { moves: moved(1, 1, Some(2)), ..Batch::default() };
+    let sealed = stack.ledger.apply(&seal).await;
+    assert!(matches!(sealed, Err(ApplyError::MarkMoved)), "{sealed:?}");
+    let parked = stack.number("SELECT count(*) FROM parked").await;
+    assert_eq!(parked, events.len() as i64 - 1);
+    assert_eq!(stack.number("SELECT sealed_epoch FROM lanes").await, 1);
+}
+
+/// A retry closes the gap between the writer's look at what is parked and its seal.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_retry_makes_ready_under_a_seal_is_recorded_before_it() {
+    let stack = Stack::new("under").await;
+    let mut lane = stack.lane("s", 0).await;
+    let events = lane.story(20);
+    let writer = stack.writer();
+    stack.send(&lane, &events[1..]).await;
+    stack.until_parked(events.len() - 1).await;
+    let token = RebuildToken::new(7);
+    stack.ledger.take_epoch(&lane.id, 1, token).await.unwrap();
+    let at = Timestamp::from_millis(0);
+    let seal = Seal { lane: lane.id.clone(), epoch: 2, token, gives_up: true, at };
+
+    // Both wait for the lane's row, the retry's transaction first.
+    let mut lock = stack.pool.begin().await.unwrap();
+    sqlx::query("SELECT FROM lanes FOR UPDATE").execute(&mut *lock).await.unwrap();
+    let waiting = async || -> i64 {
+        sqlx::query_scalar(
+            "SELECT count(DISTINCT l.pid) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+             JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname = $1 AND c.relname = 'lanes' AND l.mode = 'RowExclusiveLock'",
+        )
+        .bind(&stack.database.schema)
+        .fetch_one(&stack.pool)
+        .await
+        .unwrap()
+    };
+    let moved = LaneMove { lane: lane.id.clone(), epoch: 1, expected: 0, recorded: 1, seal: None };
+    let batch = Batch { moves: vec![moved], events: events[..1].to_vec(), ..Batch::default() };
+    let retried = stack.ledger.apply(&batch);
+    let sealed = async {
+        until("the retry waits", || async { waiting().await == 1 }).await;
+        stack.send_records(0, &[encode_seal(&seal)]).await;
+        until("the seal waits behind it", || async { waiting().await == 2 }).await;
+        lock.rollback().await.unwrap();
+    };
+    let (retried, ()) = tokio::join!(retried, sealed);
+    assert!(retried.unwrap().ready);
+    until("it is sealed", || async { stack.number("SELECT sealed_epoch FROM lanes").await == 2 })
+        .await;
+    assert_eq!(stack.recorded(&lane.id).await, Some(lane.seq));
+    assert!(stack.dead_letters().await.is_empty());
+    stack.check_books().await;
     writer.stop().await;
 }

@@ -105,7 +105,9 @@ async fn a_follower_sees_each_event_of_an_order_once_and_in_order() {
     stack.send(&far, &[defined, before.clone()]).await;
     stack.send(&far, &echoes[1..2]).await; // waits for the first, in vain
     let (lane, token, at) = (far.id.clone(), RebuildToken::new(7), before.at);
-    stack.send_records(1, &[encode_seal(&Seal { lane, epoch: 2, token, at })]).await;
+    stack
+        .send_records(1, &[encode_seal(&Seal { lane, epoch: 2, token, gives_up: false, at })])
+        .await;
     stack.send(&far, &echoes).await; // of an epoch that has ended
     stack.send(&far, &after).await;
     follower.until_seen(&far, &after[2]).await;

@@ -16,16 +16,17 @@ use holdfast::lanes::LaneError;
 use holdfast::lanes::command::{Phase, PhaseChange};
 use holdfast::lanes::recovery::{Claim, Claimed, Part};
 use holdfast::lanes::reply::{Frozen, Reserved};
-use holdfast::ledger::{Outcome, Report};
+use holdfast::ledger::{Deed, LetterStatus, Outcome, Report};
 use holdfast::reconciler::rebuild::{Despite, Recovery, RecoveryError, Wish};
 use holdfast::witness::Witness;
+use holdfast::writer::{Options, retry};
 use prometheus_client::registry::Registry;
 use redis::AsyncCommands;
 use tokio_util::sync::CancellationToken;
 
 use crate::pipeline::{Pipeline, Role};
 use crate::shopper::Shopper;
-use crate::support::{actor, until};
+use crate::support::{Running, actor, until};
 
 type Hash = BTreeMap<String, String>;
 
@@ -131,6 +132,47 @@ impl Pipeline {
         (witness, Role { stop, task })
     }
 
+    /// One with relay and writer, and so many orders that are recorded.
+    async fn sold(name: &str, orders: usize) -> (Self, Role, Running) {
+        let pipeline = Self::new(name, 300).await;
+        let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+        pipeline.hold(orders).await;
+        pipeline.until_recorded().await;
+        (pipeline, relay, writer)
+    }
+
+    /// Recovers the lane once whoever had it has given back its lock.
+    async fn recover(&self, wish: &Wish) -> Result<Option<Report>, RecoveryError> {
+        let (recovery, began) = (self.recovery(), Instant::now());
+        loop {
+            match recovery.recover(&self.lane, wish).await {
+                Err(RecoveryError::Busy) if began.elapsed() < Duration::from_secs(10) => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn recovered(&self, wish: &Wish) -> Report {
+        self.recover(wish).await.expect("no error").expect("it was not left as it was")
+    }
+
+    /// Why the lane refuses.
+    async fn frozen(&self) -> Frozen {
+        match self.lanes.marks(&self.lane).await {
+            Err(LaneError::Frozen(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// As after a restart of Redis that lost nothing.
+    async fn begin_another_run(&self) {
+        let mut redis = self.redis().await;
+        let key = format!("hf1:{{{}}}:lane", self.lane);
+        let _: () = redis.hset(key, "run", "another").await.expect("written");
+    }
+
     /// As after `FLUSHALL`.
     async fn forget_lane(&self) {
         self.restore(&[]).await;
@@ -174,23 +216,6 @@ fn listed(report: &Report) -> BTreeSet<String> {
 
 fn wish(despite: Despite) -> Wish {
     Wish { actor: actor(), rebuild: true, despite }
-}
-
-/// Recovers the lane once whoever had it has given back its lock.
-async fn recovered(
-    pipeline: &Pipeline,
-    recovery: &Recovery,
-    wish: &Wish,
-) -> Result<Option<Report>, RecoveryError> {
-    let began = Instant::now();
-    loop {
-        match recovery.recover(&pipeline.lane, wish).await {
-            Err(RecoveryError::Busy) if began.elapsed() < Duration::from_secs(10) => {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            ended => return ended,
-        }
-    }
 }
 
 fn seed() -> u64 {
@@ -277,12 +302,9 @@ async fn a_lane_that_lost_nothing_is_opened_as_it_is() {
     let seed = seed();
     pipeline.shop(seed, 30).await;
     let before = pipeline.image_of_lane().await;
-    let mut redis = pipeline.redis().await;
-    let lane = format!("hf1:{{{}}}:lane", pipeline.lane);
-    let _: () = redis.hset(&lane, "run", "another").await.expect("written");
+    pipeline.begin_another_run().await;
     let began = Instant::now();
-    let frozen = pipeline.lanes.marks(&pipeline.lane).await;
-    assert!(matches!(frozen, Err(LaneError::Frozen(_))), "{frozen:?}");
+    pipeline.frozen().await;
     pipeline.until_sold_from().await;
     println!("open again after {:?}", began.elapsed());
     assert_eq!(pipeline.image_of_lane().await, before);
@@ -308,8 +330,7 @@ async fn an_old_copy_is_not_sold_from_but_rebuilt_with_what_kafka_has() {
     pipeline.until_recorded().await;
     let before = pipeline.image_of_lane().await;
     pipeline.restore(&image).await;
-    let frozen = pipeline.lanes.marks(&pipeline.lane).await;
-    assert!(matches!(frozen, Err(LaneError::Frozen(_))), "{frozen:?}");
+    pipeline.frozen().await;
     let recovering = pipeline.recovering();
     pipeline.until_sold_from().await;
     assert_eq!(pipeline.image_of_lane().await, before);
@@ -326,8 +347,7 @@ async fn what_is_only_in_the_outbox_is_drained_before_the_seal_without_a_relay()
     let pipeline = Pipeline::new("drained", 300).await;
     let writer = pipeline.stack.writer();
     pipeline.hold(100).await;
-    let report = pipeline.recovery().recover(&pipeline.lane, &wish(Despite::Nothing)).await;
-    let report = report.expect("no error").expect("it was done");
+    let report = pipeline.recovered(&wish(Despite::Nothing)).await;
     assert_eq!((report.outcome, report.seq), (Outcome::Rebuilt, Some(101)));
     assert_eq!(pipeline.stack.number("SELECT count(*) FROM orders").await, 100);
     pipeline.until_recorded().await;
@@ -336,10 +356,7 @@ async fn what_is_only_in_the_outbox_is_drained_before_the_seal_without_a_relay()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn orders_that_only_redis_had_are_listed_by_whoever_answered_them() {
-    let pipeline = Pipeline::new("lost", 300).await;
-    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
-    pipeline.hold(20).await;
-    pipeline.until_recorded().await;
+    let (pipeline, relay, writer) = Pipeline::sold("lost", 20).await;
     relay.stop().await;
     let image = pipeline.image().await;
     let lost = pipeline.hold(5).await;
@@ -347,8 +364,7 @@ async fn orders_that_only_redis_had_are_listed_by_whoever_answered_them() {
 
     pipeline.restore(&image).await;
     let (relay, recovering) = (pipeline.relay(), pipeline.recovering());
-    let frozen = pipeline.lanes.marks(&pipeline.lane).await;
-    assert!(matches!(frozen, Err(LaneError::Frozen(_))), "{frozen:?}");
+    pipeline.frozen().await;
     pipeline.until_sold_from().await;
     let report = &pipeline.report().await;
     assert_eq!((report.outcome, report.seq, report.lost_max), (Outcome::Rebuilt, Some(21), 5));
@@ -367,10 +383,7 @@ async fn orders_that_only_redis_had_are_listed_by_whoever_answered_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_testified_to_a_rebuild_that_died_is_told_by_whoever_finishes_it_and_once() {
-    let pipeline = Pipeline::new("finisher", 300).await;
-    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
-    pipeline.hold(20).await;
-    pipeline.until_recorded().await;
+    let (pipeline, relay, writer) = Pipeline::sold("finisher", 20).await;
     relay.stop().await;
     let lost = pipeline.hold(5).await;
     let (_, witness) = pipeline.witness().await;
@@ -380,28 +393,25 @@ async fn what_was_testified_to_a_rebuild_that_died_is_told_by_whoever_finishes_i
     ledger.testimonies(&pipeline.lane, gone_after).await.expect("answers");
     let Claim { lane, epoch, token } = stopped_recovery(&pipeline).await;
     let claim = Claim { lane: lane.clone(), epoch, token };
-    let seal = encode_seal(&Seal { lane, epoch, token, at: Timestamp::from_millis(0) });
+    let (gives_up, at) = (false, Timestamp::from_millis(0));
+    let seal = encode_seal(&Seal { lane, epoch, token, gives_up, at });
     pipeline.stack.send_records(1, &[seal]).await;
     until("it is sealed", || async {
         pipeline.stack.number("SELECT sealed_epoch FROM lanes").await == i64::from(epoch)
     })
     .await;
     assert!(pipeline.lanes.clear(&claim).await.expect("an answer"));
-    let frozen = pipeline.lanes.marks(&pipeline.lane).await;
-    assert!(matches!(frozen, Err(LaneError::Frozen(Frozen::Rebuild))), "{frozen:?}");
+    assert_eq!(pipeline.frozen().await, Frozen::Rebuild);
     let forgotten = pipeline.lanes.testimony(&pipeline.lane);
     assert_eq!((forgotten.epoch, forgotten.orders), (epoch, Vec::new()));
 
-    let recovery = pipeline.recovery();
-    let finished = recovery.recover(&pipeline.lane, &wish(Despite::Nothing)).await;
-    let report = finished.expect("no error").expect("it was done");
+    let report = pipeline.recovered(&wish(Despite::Nothing)).await;
     assert_eq!((report.outcome, report.seq, report.lost_max), (Outcome::Rebuilt, Some(21), 5));
     assert_eq!(listed(&report), ids(&lost));
 
     let more = pipeline.hold(2).await;
     pipeline.forget_lane().await;
-    let again = recovery.recover(&pipeline.lane, &wish(Despite::Nothing)).await;
-    let report = again.expect("no error").expect("it was done");
+    let report = pipeline.recovered(&wish(Despite::Nothing)).await;
     assert_eq!((report.seq, report.lost_max), (Some(21), 2), "{report:?}");
     assert_eq!(listed(&report), ids(&more));
     witness.stop().await;
@@ -410,10 +420,7 @@ async fn what_was_testified_to_a_rebuild_that_died_is_told_by_whoever_finishes_i
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_ends_in_order_leaves_what_it_has_seen() {
-    let pipeline = Pipeline::new("parting", 300).await;
-    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
-    pipeline.hold(20).await;
-    pipeline.until_recorded().await;
+    let (pipeline, relay, writer) = Pipeline::sold("parting", 20).await;
     relay.stop().await;
     let image = pipeline.image().await;
     let lost = pipeline.hold(5).await;
@@ -423,9 +430,7 @@ async fn a_process_that_ends_in_order_leaves_what_it_has_seen() {
     assert_eq!(pipeline.stack.number("SELECT count(*) FROM instances").await, 0);
 
     pipeline.restore(&image).await;
-    let recovery = pipeline.recovery();
-    let recovered = recovery.recover(&pipeline.lane, &wish(Despite::Nothing)).await;
-    let report = recovered.expect("no error").expect("it was done");
+    let report = pipeline.recovered(&wish(Despite::Nothing)).await;
     assert_eq!((report.outcome, report.lost_max), (Outcome::Rebuilt, 5));
     assert_eq!(listed(&report), ids(&lost));
 
@@ -485,8 +490,7 @@ async fn a_lane_of_which_nothing_was_recorded_is_defined_anew() {
     let pipeline = Pipeline::new("nothing", 300).await;
     let writer = pipeline.stack.writer();
     pipeline.forget_lane().await;
-    let recovered = pipeline.recovery().recover(&pipeline.lane, &wish(Despite::Nothing)).await;
-    let report = recovered.expect("no error").expect("it was done");
+    let report = pipeline.recovered(&wish(Despite::Nothing)).await;
     assert_eq!((report.outcome, report.seq), (Outcome::Rebuilt, Some(0)));
     let relay = pipeline.relay();
     pipeline.hold(3).await;
@@ -497,25 +501,20 @@ async fn a_lane_of_which_nothing_was_recorded_is_defined_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lane_that_is_opened_as_it_is_gets_the_definition_that_it_has_lost() {
-    let pipeline = Pipeline::new("redefined", 300).await;
-    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
-    pipeline.hold(3).await;
-    pipeline.until_recorded().await;
+    let (pipeline, relay, writer) = Pipeline::sold("redefined", 3).await;
     // It was answered, and Redis lost it before anybody else had it.
     let text = r#"{"name": "n2", "hold_seconds": 300, "skus": [{"sku": "sku", "stock": 1000000}]}"#;
     let definition: Definition = serde_json::from_str(text).expect("a definition");
     let definition = definition.check().expect("a possible definition");
     let lock = pipeline.stack.ledger.lock_sale(&pipeline.lane.sale).await.expect("the lock");
     lock.commit_definition(2, &definition, &actor()).await.expect("the definition");
-    let mut redis = pipeline.redis().await;
-    let lane = format!("hf1:{{{}}}:lane", pipeline.lane);
-    let _: () = redis.hset(&lane, "run", "another").await.expect("written");
+    pipeline.begin_another_run().await;
     assert!(pipeline.lanes.marks(&pipeline.lane).await.is_err(), "it is frozen");
     let wish = Wish { rebuild: false, ..wish(Despite::Nothing) };
-    let recovered = pipeline.recovery().recover(&pipeline.lane, &wish).await;
-    let report = recovered.expect("no error").expect("it was done");
+    let report = pipeline.recovered(&wish).await;
     assert_eq!(report.outcome, Outcome::Opened);
-    let version: u64 = redis.hget(&lane, "version").await.expect("a version");
+    let lane = format!("hf1:{{{}}}:lane", pipeline.lane);
+    let version: u64 = pipeline.redis().await.hget(lane, "version").await.expect("a version");
     assert_eq!(version, 2);
     relay.stop().await;
     writer.stop().await;
@@ -549,14 +548,10 @@ async fn stopped_recovery(pipeline: &Pipeline) -> Claim {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_recovery_that_was_stopped_can_do_nothing_once_another_has_finished() {
-    let pipeline = Pipeline::new("zombie", 300).await;
-    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
-    pipeline.hold(20).await;
-    pipeline.until_recorded().await;
+    let (pipeline, relay, writer) = Pipeline::sold("zombie", 20).await;
     let zombie = stopped_recovery(&pipeline).await;
     assert!(pipeline.lanes.clear(&zombie).await.expect("an answer"), "it is its lane yet");
-    let taken = pipeline.recovery().recover(&pipeline.lane, &wish(Despite::Nothing)).await;
-    assert_eq!(taken.expect("no error").expect("done").outcome, Outcome::Rebuilt);
+    assert_eq!(pipeline.recovered(&wish(Despite::Nothing)).await.outcome, Outcome::Rebuilt);
     let before = pipeline.image_of_lane().await;
 
     let (lanes, pairs) = (&pipeline.lanes, [("sku".to_owned(), "9 0 0 0  9".to_owned())]);
@@ -565,7 +560,8 @@ async fn a_recovery_that_was_stopped_can_do_nothing_once_another_has_finished() 
     assert!(!lanes.open(&zombie, 21).await.expect("an answer"));
     assert_eq!(lanes.claim(&zombie, true).await.expect("an answer"), Claimed::Lost);
     let Claim { lane, epoch, token } = zombie;
-    let seal = encode_seal(&Seal { lane, epoch, token, at: Timestamp::from_millis(0) });
+    let (gives_up, at) = (false, Timestamp::from_millis(0));
+    let seal = encode_seal(&Seal { lane, epoch, token, gives_up, at });
     let producer = Producer::new(&pipeline.stack.kafka).expect("a producer");
     producer.send(1, &seal).expect("room").await.expect("sent");
     assert_eq!(pipeline.image_of_lane().await, before);
@@ -578,17 +574,13 @@ async fn a_recovery_that_was_stopped_can_do_nothing_once_another_has_finished() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_that_died_half_way_is_begun_anew() {
-    let pipeline = Pipeline::new("died", 300).await;
-    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
-    pipeline.hold(20).await;
-    pipeline.until_recorded().await;
+    let (pipeline, relay, writer) = Pipeline::sold("died", 20).await;
     let before = pipeline.image_of_lane().await;
     let dead = stopped_recovery(&pipeline).await;
     assert!(pipeline.lanes.clear(&dead).await.expect("an answer"));
     let pairs = [("sku".to_owned(), "9 0 0 0  9".to_owned())];
     assert!(pipeline.lanes.write(&dead, Part::Stock, &pairs).await.expect("an answer"));
-    let frozen = pipeline.lanes.marks(&pipeline.lane).await;
-    assert!(matches!(frozen, Err(LaneError::Frozen(_))), "{frozen:?}");
+    pipeline.frozen().await;
     let recovering = pipeline.recovering();
     pipeline.until_sold_from().await;
     assert_eq!(pipeline.image_of_lane().await, before);
@@ -605,18 +597,13 @@ async fn redis_that_began_another_run_in_the_middle_makes_the_rebuild_begin_anew
     let pipeline = Pipeline::new("other_run", 300).await;
     let claim = stopped_recovery(&pipeline).await;
     assert!(pipeline.lanes.clear(&claim).await.expect("an answer"));
-    let mut redis = pipeline.redis().await;
-    let lane = format!("hf1:{{{}}}:lane", pipeline.lane);
-    let _: () = redis.hset(&lane, "run", "before").await.expect("written");
+    pipeline.begin_another_run().await;
     assert!(!pipeline.lanes.open(&claim, 0).await.expect("an answer"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lane_that_is_in_doubt_stays_frozen_until_an_operator_gives_up_what_it_lacks() {
-    let pipeline = Pipeline::new("doubt", 300).await;
-    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
-    pipeline.hold(20).await;
-    pipeline.until_recorded().await;
+    let (pipeline, relay, writer) = Pipeline::sold("doubt", 20).await;
     let before = pipeline.image_of_lane().await;
     relay.stop().await;
     // Kafka has event 23 and 24, and nobody has 22 any more.
@@ -637,11 +624,8 @@ async fn a_lane_that_is_in_doubt_stays_frozen_until_an_operator_gives_up_what_it
     assert!(matches!(refused, Err(LaneError::Missing)), "{refused:?}");
     recovering.stop().await;
 
-    let recovery = pipeline.recovery();
-    let again = recovered(&pipeline, &recovery, &wish(Despite::Nothing)).await;
-    assert_eq!(again.expect("no error").expect("a report").outcome, Outcome::InDoubt);
-    let forced = recovery.recover(&pipeline.lane, &wish(Despite::Everything)).await;
-    let forced = forced.expect("no error").expect("a report");
+    assert_eq!(pipeline.recovered(&wish(Despite::Nothing)).await.outcome, Outcome::InDoubt);
+    let forced = pipeline.recovered(&wish(Despite::Everything)).await;
     assert_eq!((forced.outcome, forced.seq), (Outcome::Rebuilt, Some(21)), "{forced:?}");
     assert_eq!(pipeline.image_of_lane().await, before);
     let letters = pipeline.stack.dead_letters().await;
@@ -649,22 +633,66 @@ async fn a_lane_that_is_in_doubt_stays_frozen_until_an_operator_gives_up_what_it
     let blocking = "SELECT count(*) FROM dead_letters d JOIN lanes l USING (sale_id, lane)
         WHERE d.seq > l.recorded AND d.epoch >= l.sealed_epoch";
     assert_eq!(pipeline.stack.number(blocking).await, 0, "and can be discarded");
+
+    pipeline.forget_lane().await;
+    let report = pipeline.recovered(&wish(Despite::Nothing)).await;
+    assert_eq!(report.outcome, Outcome::Rebuilt, "what was given up is no doubt: {report:?}");
+    writer.stop().await;
+}
+
+/// The writer comes to it, and finds no room for all that follows it, only after the epoch was taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poison_record_met_on_the_way_to_the_seal_is_retried_with_all_that_follows_it() {
+    let pipeline = Pipeline::new("met", 300).await;
+    let sql = async |sql| sqlx::query(sql).execute(&pipeline.stack.pool).await.expect("done");
+    sql("ALTER TABLE orders ADD CONSTRAINT no_poison CHECK (hold_seconds <> 61)").await;
+    let relay = pipeline.relay();
+    pipeline.reserve_for("poison", Some(61)).await;
+    pipeline.hold(40).await;
+    until("Kafka has all of it", || async {
+        let marks = pipeline.lanes.marks(&pipeline.lane).await.expect("marks");
+        marks.logged == marks.seq
+    })
+    .await;
+    relay.stop().await;
+    let before = pipeline.image_of_lane().await;
+    pipeline.forget_lane().await;
+
+    let wish = wish(Despite::Nothing);
+    let meets = async {
+        let epoch = "SELECT epoch FROM lanes";
+        until("its epoch is taken", || async { pipeline.stack.number(epoch).await == 2 }).await;
+        let options = pipeline.stack.options();
+        pipeline.stack.writer_with(Options { parked_max: 10, batch_max: 8, ..options })
+    };
+    let (report, writer) = tokio::join!(pipeline.recovered(&wish), meets);
+    assert_eq!((report.outcome, report.epoch, report.seq), (Outcome::InDoubt, Some(2), None));
+    let parked = "10 records are parked, since event 2 is missing";
+    assert!(report.detail.contains(parked), "{report:?}");
+    assert_eq!(pipeline.stack.dead_letters().await, ["not-applicable"], "and nothing has ended");
+
+    sql("ALTER TABLE orders DROP CONSTRAINT no_poison").await;
+    let letter = pipeline.stack.number("SELECT id FROM dead_letters").await;
+    let deed = Deed { actor: actor(), note: None };
+    let retried = retry(&pipeline.stack.ledger, letter, &deed).await.expect("no error");
+    assert_eq!(retried.expect("it is there").status, LetterStatus::Retried);
+    let report = pipeline.recovered(&wish).await;
+    assert_eq!((report.outcome, report.seq), (Outcome::Rebuilt, Some(42)), "{report:?}");
+    assert_eq!(pipeline.image_of_lane().await, before);
+    assert_eq!(pipeline.stack.dead_letters().await, ["not-applicable"]);
+    pipeline.stack.check_books().await;
     writer.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ledger_that_contradicts_itself_opens_nothing() {
-    let pipeline = Pipeline::new("contradicts", 300).await;
-    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
-    pipeline.hold(10).await;
-    pipeline.until_recorded().await;
+    let (pipeline, relay, writer) = Pipeline::sold("contradicts", 10).await;
     let sql = "UPDATE counters SET held = held - 1, available = available + 1";
     sqlx::query(sql).execute(&pipeline.stack.pool).await.expect("changed");
     pipeline.forget_lane().await;
-    let recovered = pipeline.recovery().recover(&pipeline.lane, &wish(Despite::Everything)).await;
+    let recovered = pipeline.recover(&wish(Despite::Everything)).await;
     assert!(matches!(recovered, Err(RecoveryError::NotProven(_))), "{recovered:?}");
-    let frozen = pipeline.lanes.marks(&pipeline.lane).await;
-    assert!(matches!(frozen, Err(LaneError::Frozen(_))), "{frozen:?}");
+    pipeline.frozen().await;
     assert_eq!(pipeline.reports().await[0].outcome, Outcome::Failed);
     relay.stop().await;
     writer.stop().await;
@@ -676,7 +704,7 @@ async fn an_archived_sale_is_left_where_it_is() {
     let sql = "UPDATE sales SET archived_at = now()";
     sqlx::query(sql).execute(&pipeline.stack.pool).await.expect("archived");
     pipeline.forget_lane().await;
-    let recovered = pipeline.recovery().recover(&pipeline.lane, &wish(Despite::Everything)).await;
+    let recovered = pipeline.recover(&wish(Despite::Everything)).await;
     assert!(matches!(recovered, Ok(None)), "{recovered:?}");
     assert!(pipeline.reports().await.is_empty());
 }
@@ -691,8 +719,8 @@ async fn one_process_at_a_time_recovers_a_lane() {
     lock.release().await.expect("released");
     tokio::time::timeout(Duration::from_secs(20), async {
         let writer = pipeline.stack.writer();
-        let recovered = pipeline.recovery().recover(&pipeline.lane, &wish(Despite::Nothing)).await;
-        assert_eq!(recovered.expect("no error").expect("done").outcome, Outcome::Rebuilt);
+        let report = pipeline.recovered(&wish(Despite::Nothing)).await;
+        assert_eq!(report.outcome, Outcome::Rebuilt);
         writer.stop().await;
     })
     .await

@@ -117,6 +117,7 @@ impl Stack {
             batch_age: Duration::from_millis(20),
             parked_max: 10_000,
             dead_letters_kept_days: 1,
+            dead_letters_max: 1_000,
         }
     }
 

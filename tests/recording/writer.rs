@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use crate::support::{Lane, PARTITIONS, Stack, actor, metric, sku, until};
+use crate::support::{Lane, PARTITIONS, Running, Stack, actor, metric, sku, until};
 use holdfast::bus::consumer::{Consumer, ConsumerMetrics};
-use holdfast::bus::record::{encode, encode_seal};
+use holdfast::bus::record::{Record, encode, encode_seal};
 use holdfast::bus::topic;
 use holdfast::domain::event::{Event, RebuildToken, SaleStep, Seal};
 use holdfast::domain::ids::AdjustmentId;
@@ -223,7 +223,9 @@ async fn what_comes_after_a_seal_of_the_epoch_before_is_not_applied() {
     let (mut zombie, gap) = (copy(&lane), lane.held("never-sent"));
     let parked = lane.held("parked");
     let at = first[1].at;
-    let seal = |epoch, token| encode_seal(&Seal { lane: gap.lane.clone(), epoch, token, at });
+    let seal = |epoch, token| {
+        encode_seal(&Seal { lane: gap.lane.clone(), epoch, token, gives_up: true, at })
+    };
     stack.send(&lane, &first).await;
     stack.send(&lane, std::slice::from_ref(&parked)).await;
     stack.send_records(0, &[seal(2, token)]).await;
@@ -560,15 +562,75 @@ async fn a_writer_that_follows_one_with_a_full_lane_reads_what_that_left() {
     let options = holdfast::writer::Options { parked_max: 10, batch_max: 8, ..stack.options() };
     let writer = stack.writer_with(options.clone());
     stack.send(&lane, &events[1..]).await;
-    let end = events.len() as i64 - 1;
-    until("all was read", || async {
-        let extents = topic::extents(&stack.kafka, &stack.group, [0].into()).await.unwrap();
-        extents[&0].read == Some(end)
-    })
-    .await;
+    until_read(&stack, events.len() - 1).await;
     writer.stop().await;
     let writer = stack.writer_with(options);
     stack.send(&lane, &events[..1]).await;
+    stack.until_recorded(&lane, lane.seq).await;
+    stack.check_books().await;
+    writer.stop().await;
+}
+
+/// Of partition 0.
+async fn until_read(stack: &Stack, records: usize) {
+    until("all was read", || async {
+        let extents = topic::extents(&stack.kafka, &stack.group, [0].into()).await.unwrap();
+        extents[&0].read == Some(records as i64)
+    })
+    .await;
+}
+
+/// A lane of a writer that may park 10 of it and has read all of this but its first event; and the
+/// seal of its next epoch.
+async fn full_lane(stack: &Stack, gives_up: bool) -> (Lane, Vec<Event>, Running, Record) {
+    let mut lane = stack.lane("s", 0).await;
+    let events = lane.story(60);
+    let options = holdfast::writer::Options { parked_max: 10, batch_max: 8, ..stack.options() };
+    let writer = stack.writer_with(options);
+    stack.send(&lane, &events[1..]).await;
+    until_read(stack, events.len() - 1).await;
+    let (token, at) = (RebuildToken::new(7), events[0].at);
+    assert_eq!(stack.ledger.take_epoch(&lane.id, 1, token).await.unwrap(), Some(2));
+    let seal = encode_seal(&Seal { lane: lane.id.clone(), epoch: 2, token, gives_up, at });
+    (lane, events, writer, seal)
+}
+
+async fn until_sealed(stack: &Stack) {
+    let sealed = "SELECT sealed_epoch FROM lanes";
+    until("it is sealed", || async { stack.number(sealed).await == 2 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seal_counts_behind_all_that_was_left_before_it_and_can_be_recorded() {
+    for gives_up in [false, true] {
+        let stack = Stack::new("joined").await;
+        let (lane, events, writer, seal) = full_lane(&stack, gives_up).await;
+        stack.send_records(0, &[encode(&events[0]), seal]).await;
+        until_sealed(&stack).await;
+        assert_eq!(stack.number("SELECT sealed_seq FROM lanes").await, lane.seq as i64);
+        assert!(stack.dead_letters().await.is_empty());
+        stack.check_books().await;
+        until("nothing is left", || async { writer.metric("holdfast_writer_full_lanes") == 0.0 })
+            .await;
+        writer.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_that_nobody_fills_holds_up_no_seal_that_gives_up_what_is_behind_it() {
+    let stack = Stack::new("given_up").await;
+    let (mut lane, events, writer, seal) = full_lane(&stack, true).await;
+    stack.send_records(0, &[seal]).await;
+    until_sealed(&stack).await;
+    assert_eq!(stack.recorded(&lane.id).await, Some(0));
+    until("all is kept as dead letters", || async {
+        stack.dead_letters().await == vec!["stale-epoch"; events.len() - 1]
+    })
+    .await;
+    assert_eq!(stack.number("SELECT count(*) FROM parked").await, 0);
+    (lane.epoch, lane.seq) = (2, 0);
+    let story = lane.story(5);
+    stack.send(&lane, &story).await;
     stack.until_recorded(&lane, lane.seq).await;
     stack.check_books().await;
     writer.stop().await;
