@@ -99,7 +99,7 @@ async fn main() -> Result<()> {
         let deployment = Deployment::on(&pair.primary.url(), 1).await?;
         let bench = Bench { deployment: &deployment, bare: &bare, effort };
         rows.extend(bench.durability(|number| wanted(&[number])).await?);
-        deployment.drop_schema().await?;
+        deployment.leave().await?;
     }
     let curves = if wanted(&[1, 2]) { bench.curves().await? } else { Vec::new() };
     drop(process);
@@ -108,7 +108,7 @@ async fn main() -> Result<()> {
         let bench = Bench { deployment: &deployment, bare: &bare, effort };
         rows.extend(bench.sold_out().await?);
     }
-    deployment.drop_schema().await?;
+    deployment.leave().await?;
     rows.sort_by_key(|row| row.number);
     if arguments.quick {
         rows.iter_mut().for_each(|row| row.verdict = Verdict::Unjudged);
