@@ -55,7 +55,7 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("holdfast_http");
         registry.register_with_unit(
             "request_duration",
-            "Requests, by route, status class and duration",
+            "Requests, by route (none: no route takes path and method), status class and duration",
             Unit::Seconds,
             metrics.requests.clone(),
         );
