@@ -1358,15 +1358,16 @@ async fn reconciler_sleeps(scene: &Scene<'_>) -> anyhow::Result<()> {
         let other = scene.another("other", "reconciler").await?;
         outage.reopened(scene, FORGOTTEN).await?;
         scene.bit(FINISHED, 1.0);
-        let given_up = async || {
-            let reports = reports(scene).await.unwrap_or_default();
-            reports.iter().skip(outage.reports).any(|report| report.outcome == "failed")
+        let given_up = async || -> anyhow::Result<bool> {
+            let reports = reports(scene).await?;
+            Ok(reports.iter().skip(outage.reports).any(|report| report.outcome == "failed"))
         };
-        if given_up().await {
+        if given_up().await? {
             bail!("a rebuild failed though nobody was in its way");
         }
         sleeper.thaw()?;
-        eventually("who had slept gives its rebuild up", given_up).await?;
+        let gives_up = async || given_up().await.unwrap_or_default();
+        eventually("who had slept gives its rebuild up", gives_up).await?;
         scene.bit(OVERTAKEN, 1.0);
         outage.mended(scene).await?;
         other.terminate().await?;

@@ -628,7 +628,13 @@ impl<'a> Case<'a> {
         let mut changed = BTreeSet::new();
         for event in self.events() {
             let told = &event.record.data["adjustment"];
-            let Some(id) = told["id"].as_str() else { continue };
+            let Some(id) = told["id"].as_str() else {
+                if event.record.kind.ends_with(".adjusted") {
+                    let evidence = format!("{:?} does not say by which", event.record);
+                    self.violated(Invariant::I2, "adjustment-without-id", evidence);
+                }
+                continue;
+            };
             let said = AdjustmentRow {
                 sku: told["sku"].as_str().unwrap_or_default().to_owned(),
                 delta: told["delta"].as_i64().unwrap_or_default(),

@@ -1067,6 +1067,7 @@ fn i1_a_total_that_callers_cannot_explain() {
     shop.event("stock.adjusted", None, counters(3, 0, 0), json!({}));
     shop.breaks(Invariant::I1, "total-from-nowhere");
     shop.breaks(Invariant::I3, "adjustment-from-nowhere");
+    shop.breaks(Invariant::I2, "adjustment-without-id");
     let (mut shop, _) = busy_shop();
     shop.event("sale.defined", None, counters(3, 0, 0), json!({"version": 2}));
     shop.breaks(Invariant::I1, "total-from-nowhere");
