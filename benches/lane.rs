@@ -14,8 +14,8 @@ use holdfast::domain::order::Line;
 use holdfast::domain::sale::Definition;
 use holdfast::domain::time::Timestamp;
 use holdfast::lanes::command::{Define, Reserve};
-use holdfast::lanes::reply::{self, Marks, Reserved};
-use holdfast::lanes::{LaneKeys, Lanes};
+use holdfast::lanes::reply::{self, Reserved};
+use holdfast::lanes::{LaneKeys, Lanes, Reached};
 use prometheus_client::registry::Registry;
 use redis_server::RedisServer;
 use tokio::runtime::{Builder, Runtime};
@@ -121,7 +121,8 @@ impl Bench {
     /// As the relay does, so that the outbox stays as short as it is in service.
     async fn trim(&self) {
         let marks = self.lanes.marks(&self.lane).await.expect("marks");
-        let reached = Marks { logged: marks.seq, recorded: marks.seq, ..marks };
+        let (epoch, seq) = (marks.epoch, marks.seq);
+        let reached = Reached { epoch, logged: seq, recorded: seq, acknowledged: seq };
         let lease = Duration::from_secs(60);
         self.lanes.advance(&self.lane, reached, "bench", lease).await.expect("trimmed");
     }

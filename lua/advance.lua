@@ -3,8 +3,10 @@
 --
 -- KEYS  1 lane (hash), 2 outbox (stream)
 -- ARGV  1 epoch the relay works under; 2 logged, 3 recorded: the highest seq that Kafka, the
---       database has; 4 events beyond which the outbox is trimmed up to `logged` and not only up
---       to `recorded`; 5 the relay's name; 6 for how long it wants the lane (ms)
+--       database has; 4 events beyond which the outbox is trimmed up to what this relay has seen Kafka
+--       take and not only up to `recorded`; 5 the relay's name; 6 for how long it wants the lane (ms);
+--       7 the highest seq that it has seen Kafka take, beginning at `recorded`: below `logged` while
+--       what Kafka has lost is sent again, which must not be trimmed meanwhile
 -- Reply { outcome, epoch, seq, logged, recorded, trimmed }; outcome: "missing" (or there is
 --       nothing but recovery's claim), "epoch" (the lane has another one: nothing was done), "leased" (another relay has it: nothing was done),
 --       "behind" (Kafka or the database has more than the lane: Redis lost what it had answered; the
@@ -53,7 +55,7 @@ recorded = math.max(recorded, tonumber(ARGV[3]))
 logged = math.max(logged, recorded, tonumber(ARGV[2]))
 local bound = recorded
 if seq - recorded > tonumber(ARGV[4]) then
-  bound = logged
+  bound = math.max(recorded, math.min(logged, tonumber(ARGV[7])))
 end
 if bound > trimmed then
   redis.call('XTRIM', KEYS[2], 'MINID', ARGV[1] .. '-' .. text(bound + 1))

@@ -34,7 +34,7 @@ use crate::domain::ids::{IdSecret, LaneId};
 use crate::failpoint;
 use crate::lanes::outbox::{self, Entry};
 use crate::lanes::reply::Marks;
-use crate::lanes::{Advance, LaneError, Lanes};
+use crate::lanes::{Advance, LaneError, Lanes, Reached};
 use crate::ledger::{Catalog, Ledger};
 
 /// How often marks are copied while there is something to copy, and lanes read that have news all the
@@ -185,6 +185,11 @@ impl Outbound {
         self.in_flight_events = 0;
         (self.acknowledged, self.sent) = (seq, seq);
         self.rest();
+    }
+
+    fn reached(&self) -> Reached {
+        let Marks { epoch, logged, recorded, .. } = self.marks;
+        Reached { epoch, logged, recorded, acknowledged: self.acknowledged }
     }
 
     fn rewind(&mut self) {
@@ -405,10 +410,10 @@ impl Relay {
         epoch: u32,
         duration: Duration,
     ) -> Result<Advance, LaneError> {
-        let nothing = Marks { epoch, ..Marks::default() };
+        let nothing = Reached { epoch, ..Reached::default() };
         match lanes.advance(lane, nothing, name, duration).await {
             Ok(Advance::Epoch { epoch }) => {
-                let nothing = Marks { epoch, ..Marks::default() };
+                let nothing = Reached { epoch, ..Reached::default() };
                 lanes.advance(lane, nothing, name, duration).await
             }
             other => other,
@@ -609,10 +614,10 @@ impl Relay {
             .outbound
             .iter()
             .filter(|(_, outbound)| due(outbound))
-            .map(|(lane, outbound)| (lane.clone(), outbound.marks))
+            .map(|(lane, outbound)| (lane.clone(), outbound.marks, outbound.reached()))
             .collect();
-        let answers = join_all(told.iter().map(|(lane, marks)| async {
-            let answer = self.lanes.advance(lane, *marks, &self.name, duration).await;
+        let answers = join_all(told.iter().map(|(lane, marks, reached)| async {
+            let answer = self.lanes.advance(lane, *reached, &self.name, duration).await;
             (lane.clone(), *marks, answer)
         }));
         for (lane, marks, answer) in answers.await {

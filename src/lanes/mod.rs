@@ -93,6 +93,19 @@ impl From<ReplyError> for LaneError {
 
 /// Where a lane stands after [`Lanes::advance`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a relay knows of how far a lane's events have got.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reached {
+    pub epoch: u32,
+    /// The highest seq that Kafka has acknowledged to anybody.
+    pub logged: u64,
+    /// The highest seq that the database has.
+    pub recorded: u64,
+    /// The highest seq that Kafka has acknowledged to this relay, which began behind `recorded`: below
+    /// `logged` while it sends again what Kafka may have lost. Nothing beyond is trimmed.
+    pub acknowledged: u64,
+}
+
 pub enum Advance {
     /// This relay has the lane's lease; `trimmed`: up to where the outbox is gone.
     Leased { marks: Marks, trimmed: u64 },
@@ -494,7 +507,7 @@ impl Lanes {
     pub async fn advance(
         &self,
         lane: &LaneId,
-        reached: Marks,
+        reached: Reached,
         relay: &str,
         lease: Duration,
     ) -> Result<Advance, LaneError> {
@@ -508,7 +521,7 @@ impl Lanes {
             true => 0,
             false => options.outbox_events_max / 2,
         };
-        call.arg(kept_events).arg(relay).arg(lease.as_millis() as u64);
+        call.arg(kept_events).arg(relay).arg(lease.as_millis() as u64).arg(reached.acknowledged);
         let value = self.shared.connections.call_script(script, &call).await?;
         let [outcome, epoch, seq, logged, recorded, trimmed]: [String; 6] =
             FromRedisValue::from_redis_value(value)

@@ -1,6 +1,7 @@
 //! Whether the books agree: while the sale runs, and after somebody has meddled with them.
 
 use futures_util::future::join_all;
+use holdfast::lanes::Reached;
 use redis::AsyncCommands;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -180,7 +181,8 @@ async fn what_cannot_be_compared_is_undecided() {
 
     // Kafka has it all, the database nothing: over half full, the outbox is trimmed up to `logged`.
     let marks = stack.lanes.marks(&stack.lane()).await.unwrap();
-    let logged = holdfast::lanes::reply::Marks { logged: marks.seq, ..marks };
+    let (epoch, logged) = (marks.epoch, marks.seq);
+    let logged = Reached { epoch, logged, recorded: marks.recorded, acknowledged: logged };
     let lease = std::time::Duration::from_secs(5);
     stack.lanes.advance(&stack.lane(), logged, "test", lease).await.unwrap();
     let reply = conservation(&stack).await;

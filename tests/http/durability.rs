@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use holdfast::domain::durability::Durability;
-use holdfast::lanes::reply::Marks;
+use holdfast::lanes::Reached;
 use reqwest::Method;
 use serde_json::json;
 
@@ -32,7 +32,8 @@ async fn place(stack: &Stack, key: &str, prefer: &str) -> Reply {
 async fn log(stack: &Stack) {
     let lane = stack.lane();
     let marks = stack.lanes.marks(&lane).await.unwrap();
-    let reached = Marks { logged: marks.seq, ..marks };
+    let (epoch, logged) = (marks.epoch, marks.seq);
+    let reached = Reached { epoch, logged, recorded: marks.recorded, acknowledged: logged };
     stack.lanes.advance(&lane, reached, "test", Duration::from_secs(5)).await.unwrap();
 }
 

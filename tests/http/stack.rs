@@ -9,8 +9,7 @@ use holdfast::domain::event::Event;
 use holdfast::domain::ids::LaneId;
 use holdfast::domain::names::SaleId;
 use holdfast::http::{Api, ConnectionMetrics, Front, Options, ServeOptions, inside, public, serve};
-use holdfast::lanes::reply::Marks;
-use holdfast::lanes::{Lanes, outbox};
+use holdfast::lanes::{Lanes, Reached, outbox};
 use holdfast::ledger::catalog::CatalogMetrics;
 use holdfast::ledger::{Batch, Catalog, LaneMove, Ledger, Scope};
 use holdfast::reconciler::rebuild::Recovery;
@@ -216,7 +215,8 @@ impl Stack {
         };
         let batch = Batch { moves: vec![moved], events, ..Batch::default() };
         self.ledger.apply(&batch).await.unwrap();
-        let reached = Marks { logged: last, recorded: last, ..marks };
+        let epoch = marks.epoch;
+        let reached = Reached { epoch, logged: last, recorded: last, acknowledged: last };
         let lease = Duration::from_secs(5);
         self.lanes.advance(&lane, reached, "test", lease).await.unwrap();
     }

@@ -3,8 +3,8 @@
 use holdfast::domain::order::Order;
 use holdfast::domain::stock::TotalChange;
 use holdfast::lanes::command::{Command, PhaseChange};
-use holdfast::lanes::reply::{Cancelled, Confirmed, Marks, Refusal, Reserved};
-use holdfast::lanes::{Advance, LaneError};
+use holdfast::lanes::reply::{Cancelled, Confirmed, Refusal, Reserved};
+use holdfast::lanes::{Advance, LaneError, Reached};
 use redis::AsyncCommands;
 
 use crate::raw::dump;
@@ -202,7 +202,7 @@ async fn a_relay_that_meets_an_outbox_of_the_wrong_type_moves_no_mark() {
     let sale = Sale::of(&[("phone", 9)]).await;
     let saved = spoil(&sale, sale.keys().outbox()).await;
     let before = dump(&sale.redis, &sale.keys()).await;
-    let reached = Marks { epoch: EPOCH, seq: 1, logged: 1, ..Marks::default() };
+    let reached = Reached { epoch: EPOCH, logged: 1, ..Reached::default() };
     let lease = std::time::Duration::from_secs(1);
     let advance = sale.lanes.advance(&sale.lane, reached, "relay", lease).await;
     assert!(matches!(advance, Err(LaneError::Unavailable(_))), "{advance:?}");

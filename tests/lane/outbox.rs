@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use holdfast::domain::durability::Durability;
-use holdfast::lanes::Advance;
 use holdfast::lanes::reply::{Confirmed, Marks, Refusal, Reserved};
+use holdfast::lanes::{Advance, Reached};
 
 use crate::sale::{EPOCH, Sale, definition, held, options, redis_url, refused, wait_until};
 
@@ -60,7 +60,8 @@ async fn one_relay_at_a_time_has_a_lane_and_another_takes_it_when_the_lease_is_o
     let sale = Sale::of(&[("phone", 9)]).await;
     let advance = async |relay, lease_ms| {
         let lease = Duration::from_millis(lease_ms);
-        sale.lanes.advance(&sale.lane, marks_of(0, 1, 1), relay, lease).await.unwrap()
+        let reached = Reached { epoch: EPOCH, logged: 1, recorded: 1, acknowledged: 1 };
+        sale.lanes.advance(&sale.lane, reached, relay, lease).await.unwrap()
     };
     let ok = Advance::Leased { marks: marks_of(1, 1, 1), trimmed: 1 };
     assert_eq!(advance("one", 60_000).await, ok);
@@ -75,7 +76,7 @@ async fn a_relay_of_another_epoch_changes_nothing() {
     let sale = Sale::of(&[("phone", 9)]).await;
     let before = crate::raw::dump(&sale.redis, &sale.keys()).await;
     for epoch in [EPOCH - 1, EPOCH + 1] {
-        let reached = Marks { epoch, seq: 1, logged: 1, recorded: 1, ..Marks::default() };
+        let reached = Reached { epoch, logged: 1, recorded: 1, acknowledged: 1 };
         let lease = Duration::from_secs(1);
         let advance = sale.lanes.advance(&sale.lane, reached, "relay", lease).await.unwrap();
         assert_eq!(advance, Advance::Epoch { epoch: EPOCH });
@@ -122,6 +123,21 @@ async fn beyond_half_its_bound_the_outbox_lets_go_of_what_kafka_has() {
     assert_eq!(advance, Advance::Leased { marks: marks_of(12, 9, 1), trimmed: 9 });
     let kept: Vec<_> = sale.events_after(0).await.iter().map(|event| event.seq).collect();
     assert_eq!(kept, [10, 11, 12]);
+}
+
+#[tokio::test]
+async fn beyond_half_its_bound_the_outbox_keeps_what_is_being_sent_again() {
+    let sale = crowded(20).await;
+    for key in 0..11 {
+        held(sale.reserve("ann", &key.to_string(), &[("phone", 1)]).await);
+    }
+    // Kafka had acknowledged ten and lost them; of what was sent again it has acknowledged four.
+    for (acknowledged, trimmed) in [(0, 1), (4, 4), (11, 10)] {
+        let advance = sale.advance_again("relay", 10, 1, acknowledged).await;
+        assert_eq!(advance, Advance::Leased { marks: marks_of(12, 10, 1), trimmed });
+    }
+    let kept: Vec<_> = sale.events_after(0).await.iter().map(|event| event.seq).collect();
+    assert_eq!(kept, [11, 12]);
 }
 
 #[tokio::test]

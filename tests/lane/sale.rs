@@ -17,7 +17,7 @@ use holdfast::lanes::reply::{
     Adjusted, Begun, Cancelled, Confirmed, Defined, Expired, Failed, Marks, Phased, Previewed,
     Refusal, Reserved, Returned, Stamped, Stock, Undone,
 };
-use holdfast::lanes::{Advance, LaneError, LaneKeys, Lanes, outbox};
+use holdfast::lanes::{Advance, LaneError, LaneKeys, Lanes, Reached, outbox};
 use prometheus_client::registry::Registry;
 use redis::aio::MultiplexedConnection;
 
@@ -358,7 +358,18 @@ impl Sale {
 
     /// As the relay named `relay`: tells the lane that Kafka and the database have so much.
     pub async fn advance(&self, relay: &str, logged: u64, recorded: u64) -> Advance {
-        let reached = Marks { epoch: EPOCH, logged, recorded, ..Marks::default() };
+        self.advance_again(relay, logged, recorded, logged).await
+    }
+
+    /// The same of a relay that has seen Kafka take only so much of it.
+    pub async fn advance_again(
+        &self,
+        relay: &str,
+        logged: u64,
+        recorded: u64,
+        acknowledged: u64,
+    ) -> Advance {
+        let reached = Reached { epoch: EPOCH, logged, recorded, acknowledged };
         let lease = Duration::from_secs(60);
         self.lanes.advance(&self.lane, reached, relay, lease).await.expect("an answer")
     }
