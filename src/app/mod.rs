@@ -5,6 +5,7 @@
 //! queued for lanes; let the relay wait for its deliveries; let the writer commit its batch.
 
 pub mod dead_letters;
+mod front;
 pub mod keys;
 mod monitor;
 pub mod rebuild;
@@ -18,11 +19,13 @@ use anyhow::{Context, anyhow};
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use self::front::Front;
 use crate::admission::Admission;
 use crate::bus::producer::Producer;
 use crate::bus::{BusError, topic};
@@ -108,7 +111,7 @@ pub async fn apply_sale(config: &Config, file: &Path) -> anyhow::Result<()> {
     let definition = definition.check().map_err(|errors| {
         anyhow!("{}", errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     })?;
-    let mut service = Service::new(config.clone(), &[])?;
+    let mut service = Service::new(config.clone(), &[], Handle::current())?;
     let actor: KeyName = COMMAND_LINE.parse()?;
     let applied = service.api().define(sale.id.clone(), definition, actor).await;
     let applied = applied.map_err(|problem| anyhow!("{problem}"))?;
@@ -127,13 +130,17 @@ pub async fn serve(config: Config, roles: &[Role]) -> anyhow::Result<()> {
     if let Err(error) = rlimit::increase_nofile_limit(rlimit::INFINITY) {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
-    let service = Service::new(config, roles)?;
-    service.run(roles).await
+    // Until the very end: what was begun on its threads is waited for elsewhere.
+    let front = roles.contains(&Role::Api).then(|| Front::start(&config.runtime)).transpose()?;
+    let runtime = front.as_ref().map_or_else(Handle::current, |front| front.handle().clone());
+    Service::new(config, roles, runtime)?.run(roles).await
 }
 
 /// The handles that roles share.
 struct Service {
     config: Config,
+    /// Where callers are answered and lanes are called.
+    front: Handle,
     registry: Registry,
     health: Health,
     ledger: Ledger,
@@ -156,11 +163,12 @@ struct Stages {
 }
 
 impl Service {
-    fn new(config: Config, roles: &[Role]) -> anyhow::Result<Self> {
+    fn new(config: Config, roles: &[Role], front: Handle) -> anyhow::Result<Self> {
         let mut registry = Registry::default();
         let health = Health::new(roles.iter().map(|role| role.as_str()));
         let ledger = Ledger::new(&config.database)?;
         let lanes = Lanes::new(&config.redis, &config.lanes, &mut registry)?;
+        let lanes = lanes.combining_on(front.clone());
         let metrics = CatalogMetrics::register(&mut registry);
         let catalog = Catalog::new(ledger.clone(), &config.catalog, metrics);
         let producer = Producer::new(&config.kafka)?;
@@ -171,7 +179,18 @@ impl Service {
             let (lanes, ledger) = (lanes.clone(), ledger.clone());
             Witness::new(lanes, ledger, config.witness.clone(), roles, &mut registry)
         });
-        Ok(Self { config, registry, health, ledger, lanes, catalog, producer, recovery, witness })
+        Ok(Self {
+            config,
+            front,
+            registry,
+            health,
+            ledger,
+            lanes,
+            catalog,
+            producer,
+            recovery,
+            witness,
+        })
     }
 
     async fn run(mut self, wanted: &[Role]) -> anyhow::Result<()> {
@@ -214,13 +233,13 @@ impl Service {
                 Role::Api => {
                     let front = http::public(self.api());
                     let options = ServeOptions::new(&self.config.http);
-                    let listener = listen("http.listen", self.config.http.listen).await?;
+                    let listening = listen("http.listen", self.config.http.listen);
+                    let listener = self.front.spawn(listening).await??;
                     let metrics = ConnectionMetrics::register(&mut self.registry);
                     let token = stages.front.clone();
-                    roles.spawn(Role::Api, async move {
-                        http::serve(listener, front, options, metrics, token).await;
-                        Ok(())
-                    });
+                    let serving = http::serve(listener, front, options, metrics, token);
+                    let serving = self.front.spawn(serving);
+                    roles.spawn(Role::Api, async move { Ok(serving.await?) });
                 }
                 Role::Sweeper => {
                     let sweeper = Sweeper::new(

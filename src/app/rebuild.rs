@@ -2,6 +2,7 @@
 //! the API.
 
 use anyhow::{Context, bail};
+use tokio::runtime::Handle;
 
 use super::{COMMAND_LINE, Service};
 use crate::config::Config;
@@ -20,7 +21,7 @@ pub async fn rebuild(
     lane: Option<u8>,
     force: bool,
 ) -> anyhow::Result<()> {
-    let service = Service::new(config, &[])?;
+    let service = Service::new(config, &[], Handle::current())?;
     let known = service.ledger.sale(&sale).await?.context("there is no such sale")?;
     service.catalog.refresh().await?;
     let actor: KeyName = COMMAND_LINE.parse()?;

@@ -74,6 +74,7 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct Runtime {
     pub worker_threads: usize,
+    pub front_niceness: i32,
 }
 
 impl Runtime {
@@ -275,6 +276,7 @@ impl Config {
         range("runtime.worker_threads", self.runtime.worker_threads, 0, 256)?;
         range("http.header_timeout_ms", http.header_timeout_ms, 1, 60_000)?;
         range("http.idle_timeout_ms", http.idle_timeout_ms, 1, 3_600_000)?;
+        range("runtime.front_niceness", self.runtime.front_niceness, 0, 19)?;
         range("http.body_timeout_ms", http.body_timeout_ms, 1, 60_000)?;
         range("http.write_timeout_ms", http.write_timeout_ms, 1_000, 600_000)?;
         range("http.connections_max", http.connections_max, 1, 1_000_000)?;

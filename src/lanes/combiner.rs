@@ -188,7 +188,7 @@ async fn call(
         }
     }
     let (value, acknowledged) = match proving {
-        None => (shared.connections.call_script(script, &call).await?, None),
+        None => (shared.connections.call_lane(script, &call).await?, None),
         Some(connection) => {
             let sent = shared.connections.call_script_proving(connection, script, &call);
             let (value, acknowledged) = sent.await?;

@@ -1,5 +1,5 @@
 //! Connections to Redis. The lanes' calls share one multiplexed connection, which reconnects by
-//! itself; what blocks or is rare takes one from a pool.
+//! itself, and what keeps the lanes' books another; what blocks takes one from a pool.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -49,7 +49,10 @@ impl From<RedisError> for CallError {
 /// first call.
 #[derive(Clone)]
 pub struct Connections {
-    shared: ConnectionManager,
+    lanes: ConnectionManager,
+    /// What relay, recovery and checks ask must not wait behind the lanes' calls, nor be driven by the
+    /// threads that answer callers.
+    books: ConnectionManager,
     pool: Pool,
     /// For calls that are proven, which must not keep the others from theirs.
     proving: Pool,
@@ -77,7 +80,8 @@ impl Connections {
             .set_user_timeout(millis(2 * config.response_timeout_ms));
         let address = config.url.as_str().into_connection_info()?.set_tcp_settings(tcp);
         let client = Client::open(address.clone())?;
-        let shared = ConnectionManager::new_lazy_with_config(client, manager)?;
+        let lanes = ConnectionManager::new_lazy_with_config(client.clone(), manager.clone())?;
+        let books = ConnectionManager::new_lazy_with_config(client, manager)?;
         // A blocking read waits longer than an ordinary answer may; its caller bounds it.
         let pool = |blocked_max: Duration| {
             let blocking = AsyncConnectionConfig::new()
@@ -95,30 +99,22 @@ impl Connections {
             Ok::<_, RedisError>(pool)
         };
         let (pool, proving) = (pool(BLOCK_MAX)?, pool(response)?);
-        Ok(Self { shared, pool, proving, replicas: config.replicas, response })
+        Ok(Self { lanes, books, pool, proving, replicas: config.replicas, response })
     }
 
-    /// Runs a command on the shared connection.
+    /// Runs a command about the books.
     pub async fn call(&self, command: &Cmd) -> Result<Value, CallError> {
-        Ok(self.send(command).await?)
+        Ok(send(&self.books, command).await?)
     }
 
-    /// Runs a script call on the shared connection; a server that does not know the script (a
-    /// restart, a fail-over, `SCRIPT FLUSH`) is given it.
+    /// Runs a script about the books.
     pub async fn call_script(&self, script: &Script, call: &Cmd) -> Result<Value, CallError> {
-        match self.send(call).await {
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                let load = redis::cmd("SCRIPT").arg("LOAD").arg(script.source()).to_owned();
-                self.send(&load).await?;
-                Ok(self.send(call).await?)
-            }
-            other => Ok(other?),
-        }
+        call_script(&self.books, script, call).await
     }
 
-    /// What Redis answers with an error comes as a value from the client: here it is an error.
-    async fn send(&self, command: &Cmd) -> Result<Value, RedisError> {
-        self.shared.clone().send_packed_command(command).await?.extract_error()
+    /// Runs a lane's call.
+    pub async fn call_lane(&self, script: &Script, call: &Cmd) -> Result<Value, CallError> {
+        call_script(&self.lanes, script, call).await
     }
 
     /// A connection for a call that is to be proven.
@@ -140,8 +136,7 @@ impl Connections {
         if let Err(error) = &sent
             && error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
         {
-            let load = redis::cmd("SCRIPT").arg("LOAD").arg(script.source()).to_owned();
-            self.send(&load).await?;
+            send(&self.lanes, &script.load()).await?;
             sent = self.send_and_wait(&connection, call).await;
         }
         let (value, acknowledged) = match sent {
@@ -188,6 +183,26 @@ impl Connections {
     /// A connection of one's own, for what blocks.
     pub async fn exclusive(&self) -> Result<Connection, CallError> {
         self.pool.get().await.map_err(|e| CallError::Unavailable(e.to_string()))
+    }
+}
+
+/// What Redis answers with an error comes as a value from the client: here it is an error.
+async fn send(connection: &ConnectionManager, command: &Cmd) -> Result<Value, RedisError> {
+    connection.clone().send_packed_command(command).await?.extract_error()
+}
+
+/// A server that does not know the script (a restart, a fail-over, `SCRIPT FLUSH`) is given it.
+async fn call_script(
+    connection: &ConnectionManager,
+    script: &Script,
+    call: &Cmd,
+) -> Result<Value, CallError> {
+    match send(connection, call).await {
+        Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+            send(connection, &script.load()).await?;
+            Ok(send(connection, call).await?)
+        }
+        other => Ok(other?),
     }
 }
 

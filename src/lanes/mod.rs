@@ -29,6 +29,7 @@ use futures_util::future::try_join_all;
 use prometheus_client::registry::Registry;
 use redis::FromRedisValue;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
@@ -192,6 +193,8 @@ pub struct Lanes {
     lanes: Arc<Mutex<HashMap<LaneId, Lane>>>,
     combiners: TaskTracker,
     /// Calls through this handle are proven.
+    /// The runtime of the combiners; else that of who first talks to their lane.
+    combiners_on: Option<Handle>,
     proves: bool,
 }
 
@@ -222,10 +225,16 @@ impl Lanes {
             lanes: Arc::default(),
             combiners: TaskTracker::new(),
             proves: false,
+            combiners_on: None,
         })
     }
 
     /// A handle through which each answer comes with its [`Proof`] that every replica has what it
+    /// The same with all calls to lanes made on this runtime. To be set before a lane is talked to.
+    pub fn combining_on(self, runtime: Handle) -> Self {
+        Self { combiners_on: Some(runtime), ..self }
+    }
+
     /// tells. Only for a deployment that has replicas.
     pub fn proving(&self) -> Self {
         Self { proves: true, ..self.clone() }
@@ -414,7 +423,11 @@ impl Lanes {
     fn start(&self, id: &LaneId, watch: Arc<Watch>, proves: bool) -> mpsc::Sender<Waiting> {
         let (queue, waitings) = mpsc::channel(self.shared.options.queue_max);
         let (shared, keys) = (self.shared.clone(), LaneKeys::new(id));
-        self.combiners.spawn(combiner::run(shared, keys, watch, waitings, proves));
+        let combiner = combiner::run(shared, keys, watch, waitings, proves);
+        match &self.combiners_on {
+            Some(runtime) => self.combiners.spawn_on(combiner, runtime),
+            None => self.combiners.spawn(combiner),
+        };
         queue
     }
 

@@ -13,8 +13,9 @@ impl Script {
         Self { source, inner: redis::Script::new(source) }
     }
 
-    pub fn source(&self) -> &'static str {
-        self.source
+    /// Gives the script to a server.
+    pub fn load(&self) -> Cmd {
+        redis::cmd("SCRIPT").arg("LOAD").arg(self.source).to_owned()
     }
 
     /// The beginning of a call; the arguments follow.

@@ -43,6 +43,26 @@ async fn roles_run_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn threads_that_answer_callers_give_way_to_all_others() {
+    let settings = [("HOLDFAST_RUNTIME__FRONT_NICENESS", "3")];
+    let deployment = Deployment::with(Servers::shared(), &settings).await;
+    let service = deployment.serve().await;
+    let sale = service.define(10, json!({})).await;
+    assert_eq!(service.order(&sale, "u", "k", 1).await.status, StatusCode::CREATED);
+    let (front, others): (Vec<_>, Vec<_>) =
+        service.threads().into_iter().partition(|(name, _)| name == "front");
+    let (_, own) = others[0];
+    assert!(
+        !front.is_empty() && front.iter().all(|(_, niceness)| *niceness == own + 3),
+        "{front:?}"
+    );
+    assert!(others.iter().all(|(_, niceness)| *niceness == own), "{others:?}");
+
+    let relay = deployment.serve_roles("relay").await;
+    assert!(relay.threads().iter().all(|(_, niceness)| *niceness == own), "{:?}", relay.threads());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_key_is_refused_soon() {
     let deployment = Deployment::new(Servers::shared()).await;
     let service = deployment.serve().await;

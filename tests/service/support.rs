@@ -257,6 +257,18 @@ impl Service<'_> {
         self.child.id()
     }
 
+    /// The names of its threads, and their niceness, proc(5).
+    pub fn threads(&self) -> Vec<(String, i32)> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");
+        let stats =
+            tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+        let thread = |stat: String| {
+            let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+            Some((name.to_owned(), rest.split_whitespace().nth(16)?.parse().ok()?))
+        };
+        stats.map(|stat| thread(stat).expect("a line of /proc/PID/task/TID/stat")).collect()
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         // An error says that it has ended already.
