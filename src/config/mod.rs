@@ -142,6 +142,8 @@ pub struct Lanes {
     pub queue_max: usize,
     pub outbox_events_max: u64,
     pub outbox_bytes_max: u64,
+    pub pace_from_events: u64,
+    pub pace_rate_min: u64,
     pub told_max: usize,
     pub memory_share_max: f64,
 }
@@ -274,9 +276,9 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         let http = &self.http;
         range("runtime.worker_threads", self.runtime.worker_threads, 0, 256)?;
+        range("runtime.front_niceness", self.runtime.front_niceness, 0, 19)?;
         range("http.header_timeout_ms", http.header_timeout_ms, 1, 60_000)?;
         range("http.idle_timeout_ms", http.idle_timeout_ms, 1, 3_600_000)?;
-        range("runtime.front_niceness", self.runtime.front_niceness, 0, 19)?;
         range("http.body_timeout_ms", http.body_timeout_ms, 1, 60_000)?;
         range("http.write_timeout_ms", http.write_timeout_ms, 1_000, 600_000)?;
         range("http.connections_max", http.connections_max, 1, 1_000_000)?;
@@ -315,6 +317,8 @@ impl Config {
         range("lanes.queue_max", lanes.queue_max, 1, 1_000_000)?;
         range("lanes.outbox_events_max", lanes.outbox_events_max, 1_000, 100_000_000)?;
         range("lanes.outbox_bytes_max", lanes.outbox_bytes_max, 1 << 16, 1 << 40)?;
+        range("lanes.pace_from_events", lanes.pace_from_events, 1_000, 100_000_000)?;
+        range("lanes.pace_rate_min", lanes.pace_rate_min, 100, 1_000_000)?;
         range("lanes.told_max", lanes.told_max, 0, 10_000_000)?;
         range("lanes.memory_share_max", lanes.memory_share_max, 0.1, 1.0)?;
         range("kafka.partitions", self.kafka.partitions, 1, 1_000)?;

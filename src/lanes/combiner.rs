@@ -21,6 +21,7 @@ use super::command::Command;
 use super::keys::LaneKeys;
 use super::marks::Watch;
 use super::memory::Standing;
+use super::pace::Pace;
 use super::proof::Proof;
 use super::reply::{Frozen, Marks, ReplyError, bad, fields};
 use super::{LaneError, Shared};
@@ -60,6 +61,7 @@ pub(super) async fn run(
     let mut batch = Batch::default();
     // The first command that no longer fitted into the last call.
     let mut left_over = None;
+    let mut pace = Pace::default();
     loop {
         let first = match left_over.take() {
             Some(waiting) => waiting,
@@ -90,6 +92,10 @@ pub(super) async fn run(
         }
         if let Some(marks) = batch.send(&shared, &keys, &watch, proving).await {
             watch.tell(marks);
+            if let Some(rest) = pace.rest(marks, &shared.options) {
+                shared.metrics.paced_seconds.inc_by(rest.as_secs_f64());
+                tokio::time::sleep(rest).await;
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Metrics of the lanes.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -8,6 +10,7 @@ use prometheus_client::registry::Registry;
 pub struct Metrics {
     pub call_seconds: Histogram,
     pub call_commands: Histogram,
+    pub paced_seconds: Counter<f64, AtomicU64>,
     pub queue_full: Counter,
     pub queued_too_long: Counter,
     pub lanes: Gauge,
@@ -27,6 +30,7 @@ impl Metrics {
         let metrics = Self {
             call_seconds: Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
             call_commands: Histogram::new(exponential_buckets(1.0, 2.0, 9)),
+            paced_seconds: Counter::default(),
             queue_full: Counter::default(),
             queued_too_long: Counter::default(),
             lanes: Gauge::default(),
@@ -47,6 +51,11 @@ impl Metrics {
             "call_commands",
             "Commands that a script call carried",
             m.call_commands.clone(),
+        );
+        registry.register(
+            "paced_seconds",
+            "Time that lanes' calls were held back since more than lanes.pace_from_events were unrecorded",
+            m.paced_seconds.clone(),
         );
         registry.register(
             "queued_too_long",

@@ -14,6 +14,7 @@ mod marks;
 mod memory;
 mod metrics;
 pub mod outbox;
+mod pace;
 mod proof;
 pub mod recovery;
 pub mod reply;
@@ -28,8 +29,8 @@ use chrono::Utc;
 use futures_util::future::try_join_all;
 use prometheus_client::registry::Registry;
 use redis::FromRedisValue;
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
@@ -92,8 +93,6 @@ impl From<ReplyError> for LaneError {
     }
 }
 
-/// Where a lane stands after [`Lanes::advance`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 /// What a relay knows of how far a lane's events have got.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reached {
@@ -107,6 +106,8 @@ pub struct Reached {
     pub acknowledged: u64,
 }
 
+/// Where a lane stands after [`Lanes::advance`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Advance {
     /// This relay has the lane's lease; `trimmed`: up to where the outbox is gone.
     Leased { marks: Marks, trimmed: u64 },
@@ -192,9 +193,9 @@ pub struct Lanes {
     shared: Arc<Shared>,
     lanes: Arc<Mutex<HashMap<LaneId, Lane>>>,
     combiners: TaskTracker,
-    /// Calls through this handle are proven.
     /// The runtime of the combiners; else that of who first talks to their lane.
     combiners_on: Option<Handle>,
+    /// Calls through this handle are proven.
     proves: bool,
 }
 
@@ -224,17 +225,17 @@ impl Lanes {
             shared: Arc::new(shared),
             lanes: Arc::default(),
             combiners: TaskTracker::new(),
-            proves: false,
             combiners_on: None,
+            proves: false,
         })
     }
 
-    /// A handle through which each answer comes with its [`Proof`] that every replica has what it
     /// The same with all calls to lanes made on this runtime. To be set before a lane is talked to.
     pub fn combining_on(self, runtime: Handle) -> Self {
         Self { combiners_on: Some(runtime), ..self }
     }
 
+    /// A handle through which each answer comes with its [`Proof`] that every replica has what it
     /// tells. Only for a deployment that has replicas.
     pub fn proving(&self) -> Self {
         Self { proves: true, ..self.clone() }
@@ -516,7 +517,7 @@ impl Lanes {
     }
 
     /// Tells the lane what Kafka and the database have and trims its outbox; takes or renews the
-    /// relay's lease. Beyond half of one of the outbox's bounds it is trimmed up to `logged`.
+    /// relay's lease. Beyond half of one of the outbox's bounds it is trimmed up to what Kafka has.
     pub async fn advance(
         &self,
         lane: &LaneId,

@@ -3,12 +3,14 @@
 use std::collections::HashSet;
 
 use futures_util::future::join_all;
+use holdfast::config;
 use holdfast::domain::order::Status;
 use holdfast::lanes::LaneError;
 use holdfast::lanes::command::Command;
-use holdfast::lanes::reply::{Confirmed, Refusal, Reserved};
+use holdfast::lanes::reply::{Cancelled, Confirmed, Refusal, Reserved};
+use prometheus_client::registry::Registry;
 
-use crate::sale::{Outcome, Sale, definition, options, redis_url, wait_past};
+use crate::sale::{Outcome, Sale, definition, held, lanes_told, options, redis_url, wait_past};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_thousand_buyers_of_a_hundred_units_get_exactly_a_hundred() {
@@ -196,4 +198,40 @@ async fn draining_answers_what_is_queued() {
     let Reserved::Held(order) = waiting.await.unwrap() else { panic!("it was queued") };
     assert_eq!(order.status, Status::Held);
     assert_eq!(sale.stock("phone").await, (99, 1, 0), "a command that comes later starts anew");
+}
+
+/// How long its calls were held back, in all.
+fn paced_seconds(registry: &Registry) -> f64 {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+    let line =
+        text.lines().find_map(|line| line.strip_prefix("holdfast_lanes_paced_seconds_total "));
+    line.expect("it is told").parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_lane_of_which_much_is_unrecorded_is_paced_unless_it_only_answers() {
+    let mut sale = Sale::of(&[("phone", 40)]).await;
+    let options = config::Lanes { pace_from_events: 10, pace_rate_min: 1_000, ..options() };
+    let mut registry = Registry::default();
+    sale.lanes = lanes_told(&redis_url(), &options, &mut registry);
+    let order =
+        async |number: usize| sale.reserve("ann", &number.to_string(), &[("phone", 1)]).await;
+    for number in 0..8 {
+        held(order(number).await);
+    }
+    assert_eq!(paced_seconds(&registry), 0.0, "ten events are few enough");
+    for number in 8..40 {
+        held(order(number).await);
+    }
+    let paced = paced_seconds(&registry);
+    assert!(paced > 0.0);
+    for number in 40..60 {
+        assert!(matches!(order(number).await, Reserved::Refused(Refusal::SoldOut { .. })));
+    }
+    assert_eq!(paced_seconds(&registry), paced, "nothing has happened since");
+    sale.advance("relay", 41, 41).await;
+    assert!(matches!(sale.cancel(&sale.id("ann", "0")).await, Cancelled::Cancelled(_)));
+    held(sale.reserve("ann", "again", &[("phone", 1)]).await);
+    assert_eq!(paced_seconds(&registry), paced, "all was recorded");
 }

@@ -76,12 +76,17 @@ pub fn options() -> config::Lanes {
 
 /// The handle to the lanes of the Redis at `url`.
 pub fn lanes(url: &str, options: &config::Lanes) -> Lanes {
+    lanes_told(url, options, &mut Registry::default())
+}
+
+/// ... which tells of itself there.
+pub fn lanes_told(url: &str, options: &config::Lanes, registry: &mut Registry) -> Lanes {
     let mut redis = config::Config::load(None).expect("the defaults are valid").redis;
     redis.url = url.to_owned();
     // A shared machine may be slow; what is tested is not how fast it is.
     redis.response_timeout_ms = PATIENCE.as_millis() as u64;
     redis.connect_timeout_ms = PATIENCE.as_millis() as u64;
-    Lanes::new(&redis, options, &mut Registry::default()).expect("an address of Redis")
+    Lanes::new(&redis, options, registry).expect("an address of Redis")
 }
 
 pub fn sku(name: &str) -> SkuDefinition {
