@@ -42,6 +42,8 @@ const LEFT_LOOK: Duration = Duration::from_secs(1);
 /// How often offsets are committed: a broker works as much for one as for a batch of records, and they
 /// are only a hint.
 const COMMIT: Duration = Duration::from_millis(500);
+/// A batch of more than so many events that was not written in time is tried again in halves.
+const SLOW_BATCH: usize = 500;
 /// How often a writer looks for parked records whose turn has come, and counts what is unapplied.
 const LOOK: Duration = Duration::from_secs(5);
 /// How often resolved dead letters that are old enough are forgotten.
@@ -286,7 +288,7 @@ impl Writer {
                     tracing::warn!(%error, "writing to the database; trying again");
                     self.metrics.paused.set(1);
                     self.metrics.retries.inc();
-                    todo.push_front(task);
+                    again(task, &mut todo);
                     if backoff.rest(shutdown).await.is_err() {
                         return Ok(Err(Stopped));
                     }
@@ -311,13 +313,14 @@ impl Writer {
         let sealed = arrivals.iter().find_map(Arrival::seal);
         known.left = sealed.and_then(|seal| left.get(&seal.lane).copied());
         let mut plan = plan(arrivals, &known, self.options.parked_max);
-        self.drop_strays(&mut plan, &known);
+        let dropped = self.drop_strays(&mut plan, &known);
         if let (Some(Seal { lane, epoch, .. }), false) = (sealed, plan.doubts.is_empty()) {
             let doubts = plan.doubts.join("; ");
             tracing::warn!(%lane, epoch, doubts, "a seal does not count: its lane is in doubt");
         }
         if plan.batch.is_empty() {
             self.metrics.repeats.inc_by(plan.repeats);
+            self.metrics.dead_letters_dropped.inc_by(dropped);
             return Ok(Done { left: plan.left, ..Done::default() });
         }
         let began = Instant::now();
@@ -325,15 +328,17 @@ impl Writer {
         failpoint::pass("writer-committed");
         self.metrics.batch_duration.observe(began.elapsed().as_secs_f64());
         self.tell(&plan, applied);
+        self.metrics.dead_letters_dropped.inc_by(dropped);
         Ok(Done { left: plan.left, ready: applied.ready, arrivals: Vec::new() })
     }
 
     /// Drops dead letters of no lane while as many are open as may be: a topic that somebody else writes
     /// to must not fill the database. Nobody waits for them; what a lane waits for is always kept.
-    fn drop_strays(&self, plan: &mut Plan, known: &Known) {
+    /// Returns how many, to be counted once the batch is through: until then it may be tried again.
+    fn drop_strays(&self, plan: &mut Plan, known: &Known) -> u64 {
         let open = u64::try_from(self.metrics.dead_letters_open.get()).unwrap_or(0);
         if plan.batch.dead.is_empty() || open < self.options.dead_letters_max {
-            return;
+            return 0;
         }
         let before = plan.batch.dead.len();
         plan.batch.dead.retain(|letter| {
@@ -341,13 +346,13 @@ impl Writer {
         });
         let dropped = before - plan.batch.dead.len();
         if dropped > 0 {
-            self.metrics.dead_letters_dropped.inc_by(dropped as u64);
             tracing::error!(
                 dropped,
                 open,
                 "records of no lane were not kept: see writer.dead_letters_max"
             );
         }
+        dropped as u64
     }
 
     /// Says how much there is to do, counts what is unapplied, and forgets resolved dead letters in
@@ -598,6 +603,17 @@ fn narrow(
     }
     todo.push_front(Task::Write(arrivals));
     Ok(())
+}
+
+/// What a database that is merely slow did not manage in time is tried again in halves.
+fn again(mut task: Task, todo: &mut VecDeque<Task>) {
+    if let Task::Write(arrivals) = &mut task
+        && arrivals.len() > SLOW_BATCH
+    {
+        let rest = arrivals.split_off(arrivals.len() / 2);
+        todo.push_front(Task::Write(rest));
+    }
+    todo.push_front(task);
 }
 
 fn place(event: &Event) -> Place {

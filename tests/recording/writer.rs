@@ -12,6 +12,7 @@ use holdfast::domain::ids::AdjustmentId;
 use holdfast::domain::order::Status;
 use holdfast::domain::stock::Counters;
 use holdfast::ledger::{OrderFilter, Place};
+use holdfast::writer::Options;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -337,6 +338,32 @@ async fn the_one_event_that_the_database_refuses_is_found_and_the_rest_is_writte
     assert_eq!(stack.recorded(&sick.id).await, Some(poison.seq));
     assert_eq!(stack.number("SELECT count(*) FROM parked").await, 1);
     stack.check_books().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_too_slow_for_a_whole_batch_gets_it_in_parts() {
+    let mut stack = Stack::new("slow").await;
+    let slow = holdfast::config::Database { statement_timeout_ms: 1_000, ..stack.database.clone() };
+    stack.ledger = holdfast::ledger::Ledger::new(&slow).unwrap();
+    for sql in [
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+         'BEGIN IF (SELECT count(*) FROM added) > 400 THEN PERFORM pg_sleep(60); END IF; RETURN NULL; END'",
+        "CREATE TRIGGER slow AFTER INSERT ON orders REFERENCING NEW TABLE AS added
+         FOR EACH STATEMENT EXECUTE FUNCTION slow()",
+    ] {
+        sqlx::query(sql).execute(&stack.pool).await.unwrap();
+    }
+    let mut lane = stack.lane("s", 1).await;
+    let mut events = vec![lane.defined(1_200)];
+    events.extend((0..1_200).map(|number| lane.held(&format!("buyer-{number}"))));
+    stack.send(&lane, &events).await;
+    let writer = stack.writer_with(Options { batch_max: 4_000, ..stack.options() });
+    stack.until_recorded(&lane, lane.seq).await;
+    assert!(
+        writer.metric("holdfast_writer_retries_total") >= 1.0,
+        "all of it was too much at once"
+    );
     writer.stop().await;
 }
 
