@@ -22,7 +22,7 @@ use anyhow::Result;
 use clap::Parser;
 
 use self::durability::Pair;
-use self::report::Verdict;
+use self::report::{Curve, Row, Verdict};
 use self::rows::{Bare, Bench, Effort};
 use self::service::{Deployment, Process, free_port, until};
 
@@ -55,15 +55,31 @@ async fn main() -> Result<()> {
     }
     let deployment = Deployment::new().await?;
     let began = machine::Stolen::now()?;
+    let measured = measure(&deployment, &arguments).await;
+    deployment.leave().await?;
+    let (mut rows, curves) = measured?;
+    rows.sort_by_key(|row| row.number);
+    if arguments.quick {
+        rows.iter_mut().for_each(|row| row.verdict = Verdict::Unjudged);
+    }
+    println!("{}", report::table(&rows));
+    println!("the hypervisor took {:.1} % of the machine's time", 100.0 * began.share_since()?);
+    report::write(&arguments.output, &rows, &curves)?;
+    let missed = rows.iter().any(|row| !matches!(row.verdict, Verdict::Met | Verdict::Unjudged));
+    std::process::exit(i32::from(missed));
+}
+
+/// The rows that are asked for, and the curves of latency.
+async fn measure(deployment: &Deployment, arguments: &Arguments) -> Result<(Vec<Row>, Vec<Curve>)> {
     let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
     let mut rows = Vec::new();
     let wanted = |numbers: &[u32]| {
         arguments.rows.is_empty() || numbers.iter().any(|n| arguments.rows.contains(n))
     };
     // The bare server answers as many bytes as an order has, or as a refusal.
-    let (order_bytes, refusal_bytes) = answer_bytes(&deployment).await?;
+    let (order_bytes, refusal_bytes) = answer_bytes(deployment).await?;
     let (process, bare) = start_bare(order_bytes).await?;
-    let bench = Bench { deployment: &deployment, bare: &bare, effort };
+    let bench = Bench { deployment, bare: &bare, effort };
     if wanted(&[1, 2]) {
         rows.extend(bench.held().await?);
     }
@@ -105,19 +121,10 @@ async fn main() -> Result<()> {
     drop(process);
     if wanted(&[4]) {
         let (_process, bare) = start_bare((9 * refusal_bytes + order_bytes) / 10).await?;
-        let bench = Bench { deployment: &deployment, bare: &bare, effort };
+        let bench = Bench { deployment, bare: &bare, effort };
         rows.extend(bench.sold_out().await?);
     }
-    deployment.leave().await?;
-    rows.sort_by_key(|row| row.number);
-    if arguments.quick {
-        rows.iter_mut().for_each(|row| row.verdict = Verdict::Unjudged);
-    }
-    println!("{}", report::table(&rows));
-    println!("the hypervisor took {:.1} % of the machine's time", 100.0 * began.share_since()?);
-    report::write(&arguments.output, &rows, &curves)?;
-    let missed = rows.iter().any(|row| !matches!(row.verdict, Verdict::Met | Verdict::Unjudged));
-    std::process::exit(i32::from(missed));
+    Ok((rows, curves))
 }
 
 /// The sizes of the answers to an order that is held, and to one for which nothing is left.

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use futures_util::future::{Either, select};
 use sqlx::{AssertSqlSafe, Row as _};
 
@@ -17,6 +17,11 @@ use crate::wrk::{Counted, Load};
 const CONNECTIONS: usize = 256;
 pub const STOCK: u64 = 1_000_000_000;
 pub const HOLD_SECONDS: u64 = 3600;
+/// How many seconds the database may be behind at a rate that lasts.
+const BEHIND_MAX: f64 = 1.0;
+/// By how much the search for the highest such rate goes up or down, and how often.
+const STEP: f64 = 1.06;
+const STEPS_MAX: usize = 10;
 
 /// How long and how often.
 #[derive(Debug, Clone, Copy)]
@@ -70,6 +75,8 @@ pub struct Bare {
 pub struct Pressed {
     pub counted: Counted,
     pub held: u64,
+    /// wrk did not wait for so many at its end, which may be held without having been counted.
+    uncounted: u64,
     service_us: f64,
     redis_us: f64,
     idle: f64,
@@ -78,6 +85,11 @@ pub struct Pressed {
 impl Pressed {
     pub fn held_per_second(&self) -> f64 {
         self.held as f64 / self.counted.seconds
+    }
+
+    /// How many may have been held, with those that wrk did not wait for.
+    pub fn most(&self) -> u64 {
+        self.held + self.uncounted
     }
 }
 
@@ -106,18 +118,25 @@ impl Bench<'_> {
 
     /// New orders on a sale: each that was answered 201 must be held afterwards.
     pub async fn press(&self, service: &Service<'_>, load: &Load<'_>) -> Result<Pressed> {
-        let pids = [service.pid(), self.deployment.redis_pid];
         let (_, held_before) = service.stock(load.sale).await?;
+        let pressed = self.press_unchecked(service, load).await?;
+        let held = service.stock(load.sale).await?.1 - held_before;
+        let answered = pressed.held..=pressed.most();
+        ensure!(answered.contains(&held), "{held} held, of {answered:?} answered");
+        Ok(Pressed { held, ..pressed })
+    }
+
+    /// New orders on a sale, of which some may have ended before all are placed.
+    pub async fn press_unchecked(&self, service: &Service<'_>, load: &Load<'_>) -> Result<Pressed> {
+        let pids = [service.pid(), self.deployment.redis_pid];
         let before = Usage::of(&pids)?;
         let counted = load.run().await?;
         let used = Usage::of(&pids)?.since(&before);
-        let held = service.stock(load.sale).await?.1 - held_before;
-        let answered = counted.answered - counted.refused;
-        // Those that wrk did not wait for at its end may be held without having been counted.
-        let most = answered + counted.broken + load.connections as u64;
-        ensure!((answered..=most).contains(&held), "{held} held, of {answered} answered");
+        let held = counted.answered - counted.refused;
         let us = |process: usize| used.busy[process].as_secs_f64() * 1e6 / held as f64;
-        Ok(Pressed { held, service_us: us(0), redis_us: us(1), idle: used.idle, counted })
+        let uncounted = counted.broken + load.connections as u64;
+        let (service_us, redis_us, idle) = (us(0), us(1), used.idle);
+        Ok(Pressed { held, uncounted, service_us, redis_us, idle, counted })
     }
 
     /// The same on a sale of its own, which then leaves Redis.
@@ -241,26 +260,39 @@ impl Bench<'_> {
     /// Rows 5 and 10.
     pub async fn sustained(&self) -> Result<Vec<Row>> {
         let service = self.deployment.serve("api,relay,writer,sweeper").await?;
-        let (bare, _) = self.press_bare(&self.load("", "sale")).await?;
-        let bare_rate = bare.answered as f64 / bare.seconds;
-        let warm = self.press_new_recorded(&service, None, self.effort.seconds).await?;
-        // No rate beyond that of callers who wait for their answers can be kept up; from there down.
-        let mut rate = warm.rate;
-        let (mut tried, mut kept) = (Vec::new(), None);
-        while kept.is_none() && tried.len() < 16 {
-            let probe =
-                self.press_new_recorded(&service, Some(rate), 3 * self.effort.seconds).await?;
-            tried.push(format!("{:.0}/s: {:.1} s behind", probe.rate, probe.behind));
-            if probe.behind <= 1.0 {
-                let seconds = self.effort.sustained_seconds;
-                let long = self.press_new_recorded(&service, Some(rate), seconds).await?;
-                tried.push(format!(
-                    "{:.0}/s for {seconds} s: {:.1} s behind",
-                    long.rate, long.behind
-                ));
-                kept = (long.behind <= 1.0).then_some(long);
+        let mut bares = Vec::new();
+        for _ in 0..self.effort.runs {
+            let (bare, _) = self.press_bare(&self.load("", "sale")).await?;
+            bares.push(bare.answered as f64 / bare.seconds);
+        }
+        let bare_rate = median(&bares);
+        let seconds = 3 * self.effort.seconds;
+        let warm = self.press_new_recorded(&service, None, seconds, f64::INFINITY).await?;
+        let mut rate = warm.context("it may be behind")?.rate;
+        let mut tried = Vec::new();
+        let mut keeps_up = async |rate: f64, seconds: u64| {
+            let run = self.press_new_recorded(&service, Some(rate), seconds, BEHIND_MAX).await?;
+            tried.push(match &run {
+                Some(run) => format!("{:.0}/s for {seconds} s: {:.1} s", run.rate, run.behind),
+                None => format!("{rate:.0}/s: more"),
+            });
+            // Beyond what 256 connections bring about it is no longer that rate.
+            anyhow::Ok(run.filter(|run| run.rate >= 0.97 * rate))
+        };
+        // From the rate of callers who wait for their answers upwards, then down to what lasts.
+        for _ in 0..STEPS_MAX {
+            if keeps_up(rate * STEP, 3 * self.effort.seconds).await?.is_none() {
+                break;
             }
-            rate *= 0.95;
+            rate *= STEP;
+        }
+        let mut kept = None;
+        for _ in 0..STEPS_MAX {
+            kept = keeps_up(rate, self.effort.sustained_seconds).await?;
+            if kept.is_some() {
+                break;
+            }
+            rate /= STEP;
         }
         let tried = tried.join(", ");
         let (held, bytes) = kept.map_or((0.0, f64::NAN), |kept| (kept.rate, kept.bytes_an_order));
@@ -278,30 +310,35 @@ impl Bench<'_> {
         service: &Service<'_>,
         rate: Option<f64>,
         seconds: u64,
-    ) -> Result<Recorded> {
+        behind_max: f64,
+    ) -> Result<Option<Recorded>> {
         let sale = service.define(STOCK, HOLD_SECONDS).await?;
         service.recorded(&sale).await?;
         let memory = self.deployment.used_memory().await?;
-        let mut recorded = self.press_recorded(service, &sale, rate, seconds).await?;
+        let duration = Duration::from_secs(seconds);
+        let load = Load { rate, duration, ..self.load(&service.url, &sale) };
+        let pressing = self.press(service, &load);
+        let watched = self.watch(service, &sale, pressing, behind_max).await?;
         service.recorded(&sale).await?;
         let grown = self.deployment.used_memory().await? - memory;
         self.deployment.forget(&sale).await?;
-        recorded.bytes_an_order = grown as f64 / recorded.held as f64;
-        Ok(recorded)
+        Ok(watched.map(|(pressed, behind)| {
+            let bytes_an_order = grown as f64 / pressed.held as f64;
+            Recorded { rate: pressed.held_per_second(), behind, bytes_an_order }
+        }))
     }
 
-    /// Presses on all roles and watches how far the database is behind.
-    pub async fn press_recorded(
+    /// Watches how far the database is behind while a sale is pressed on, in seconds at most; stops where it is
+    /// more than it may be.
+    pub async fn watch(
         &self,
         service: &Service<'_>,
         sale: &str,
-        rate: Option<f64>,
-        seconds: u64,
-    ) -> Result<Recorded> {
-        let duration = Duration::from_secs(seconds);
-        let load = Load { rate, duration, ..self.load(&service.url, sale) };
+        pressing: impl Future<Output = Result<Pressed>>,
+        behind_max: f64,
+    ) -> Result<Option<(Pressed, f64)>> {
         let behind = Cell::new(0.0_f64);
-        let pressing = std::pin::pin!(self.press(service, &load));
+        let pressing = std::pin::pin!(pressing);
         let watching = std::pin::pin!(async {
             // When the lane was first seen to have reached a seq that is not recorded yet.
             let mut unrecorded: VecDeque<(Instant, u64)> = VecDeque::new();
@@ -314,22 +351,20 @@ impl Bench<'_> {
                 let oldest =
                     unrecorded.front().map_or(0.0, |(seen, _)| seen.elapsed().as_secs_f64());
                 behind.set(behind.get().max(oldest));
+                if oldest > behind_max {
+                    return anyhow::Ok(());
+                }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
         let pressed = match select(pressing, watching).await {
             Either::Left((pressed, _)) => pressed?,
-            Either::Right((failed, _)) => {
-                let failed: Result<std::convert::Infallible> = failed;
-                match failed? {}
+            Either::Right((stopped, _)) => {
+                stopped?;
+                return Ok(None);
             }
         };
-        Ok(Recorded {
-            held: pressed.held,
-            rate: pressed.held_per_second(),
-            behind: behind.get(),
-            bytes_an_order: f64::NAN,
-        })
+        Ok(Some((pressed, behind.get())))
     }
 
     /// Row 6: at half of the highest rate.
@@ -554,11 +589,10 @@ impl Bench<'_> {
     }
 }
 
-pub struct Recorded {
-    held: u64,
-    pub rate: f64,
+struct Recorded {
+    rate: f64,
     /// Seconds that the database was behind the lane at most.
-    pub behind: f64,
+    behind: f64,
     /// Once all is recorded.
     bytes_an_order: f64,
 }

@@ -1,16 +1,25 @@
 //! Holdfast itself, the real binary on the real servers, with a schema and a topic of its own.
 
+use std::collections::HashMap;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use redis::ToRedisArgs;
 use redis::aio::MultiplexedConnection;
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 
-/// `auto-aof-rewrite-percentage` as Redis comes.
-const REDIS_DEFAULT_GROWTH: u32 = 100;
+/// How Redis is set meanwhile. It does not rewrite its file by itself: a file of which a sale was just taken
+/// out doubles every few seconds under this load, and would be rewritten as often. What a rewrite costs is
+/// row 12; between the runs the file is made small. And it has room for five minutes' orders.
+const REDIS: [(&str, &str); 2] = [("auto-aof-rewrite-percentage", "0"), ("maxmemory", "4gb")];
+/// Some rows look at one role alone, and nobody empties the outbox.
+const UNRECORDED: [(&str, &str); 2] = [
+    ("HOLDFAST_LANES__OUTBOX_EVENTS_MAX", "100000000"),
+    ("HOLDFAST_LANES__PACE_FROM_EVENTS", "100000000"),
+];
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The servers, the schema and the keys that every run shares.
@@ -20,6 +29,8 @@ pub struct Deployment {
     pub operator_key: String,
     pub redis: MultiplexedConnection,
     pub redis_pid: u32,
+    /// What `REDIS` sets, as it was.
+    redis_before: HashMap<String, String>,
     pub database: sqlx::PgPool,
     pub schema: String,
 }
@@ -59,8 +70,6 @@ impl Deployment {
             ("HOLDFAST_KAFKA__BROKERS", &variable("KAFKA_BROKERS")?),
             ("HOLDFAST_KAFKA__TOPIC", &schema),
             ("HOLDFAST_WRITER__GROUP", &schema),
-            // Some rows look at one role alone: nobody empties the outbox then.
-            ("HOLDFAST_LANES__OUTBOX_EVENTS_MAX", "100000000"),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         // The machine is as busy as it gets: what is asked meanwhile may wait.
@@ -69,6 +78,9 @@ impl Deployment {
         let connecting = client.get_multiplexed_async_connection_with_config(&patient);
         let mut redis = connecting.await.context("Redis")?;
         let info: redis::InfoDict = redis::cmd("INFO").query_async(&mut redis).await?;
+        let names = REDIS.map(|(name, _)| name);
+        let before = redis::cmd("CONFIG").arg("GET").arg(&names).to_owned();
+        let redis_before: HashMap<String, String> = before.query_async(&mut redis).await?;
         let options: sqlx::postgres::PgConnectOptions = database_url.parse()?;
         let database = sqlx::PgPool::connect_lazy_with(options.options([("search_path", &schema)]));
         let mut deployment = Self {
@@ -77,13 +89,14 @@ impl Deployment {
             operator_key: String::new(),
             redis,
             redis_pid: info.get("process_id").context("INFO has no process_id")?,
+            redis_before,
             database,
             schema,
         };
-        deployment.rewrite_at_growth(0).await?;
         deployment.run(&["migrate"]).await?;
         deployment.orders_key = deployment.create_key("orders").await?;
         deployment.operator_key = deployment.create_key("operator").await?;
+        deployment.set_redis(REDIS).await?;
         Ok(deployment)
     }
 
@@ -112,6 +125,9 @@ impl Deployment {
             .env("HOLDFAST_HTTP__LISTEN", format!("127.0.0.1:{port}"))
             .env("HOLDFAST_HTTP__INNER_LISTEN", format!("127.0.0.1:{inner_port}"))
             .stderr(Stdio::null());
+        if !roles.contains("relay") {
+            command.envs(UNRECORDED);
+        }
         let service = Service {
             deployment: self,
             process: Process(command.spawn()?),
@@ -127,6 +143,13 @@ impl Deployment {
         Ok(service)
     }
 
+    /// How many orders of a sale the database has.
+    pub async fn orders(&self, sale: &str) -> Result<u64> {
+        let count = sqlx::query_scalar("SELECT count(*) FROM orders WHERE sale_id = $1").bind(sale);
+        let count: i64 = count.fetch_one(&self.database).await?;
+        Ok(u64::try_from(count)?)
+    }
+
     pub async fn used_memory(&self) -> Result<i64> {
         let info: redis::InfoDict = redis::cmd("INFO").query_async(&mut self.redis.clone()).await?;
         info.get("used_memory").context("INFO has no used_memory")
@@ -140,12 +163,15 @@ impl Deployment {
         Ok(is_so("aof_rewrite_in_progress")? || is_so("aof_rewrite_scheduled")?)
     }
 
-    /// When Redis rewrites its append-only file by itself: having grown by so many percent; 0 is never. A
-    /// file of which a sale was just taken out doubles every few seconds under this load, and would be
-    /// rewritten as often. What a rewrite costs is row 12; between the runs the file is made small.
-    async fn rewrite_at_growth(&self, percent: u32) -> Result<()> {
+    async fn set_redis(
+        &self,
+        settings: impl IntoIterator<Item = (impl ToRedisArgs, impl ToRedisArgs)>,
+    ) -> Result<()> {
         let mut set = redis::cmd("CONFIG");
-        set.arg("SET").arg("auto-aof-rewrite-percentage").arg(percent);
+        set.arg("SET");
+        for (name, value) in settings {
+            set.arg(name).arg(value);
+        }
         Ok(set.exec_async(&mut self.redis.clone()).await?)
     }
 
@@ -163,7 +189,7 @@ impl Deployment {
 
     /// Leaves the servers as they were.
     pub async fn leave(&self) -> Result<()> {
-        self.rewrite_at_growth(REDIS_DEFAULT_GROWTH).await?;
+        self.set_redis(&self.redis_before).await?;
         let drop = format!("DROP SCHEMA {} CASCADE", self.schema);
         sqlx::query(sqlx::AssertSqlSafe(drop)).execute(&self.database).await?;
         Ok(())

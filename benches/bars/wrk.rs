@@ -1,11 +1,11 @@
 //! The generator: wrk, one thread, with `loadtest/orders.lua`.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use tokio::process::Command;
 
 /// What to send, and how hard.
 #[derive(Clone)]
@@ -52,8 +52,12 @@ impl Load<'_> {
             .env("RATE", self.rate.map(|rate| rate.to_string()).unwrap_or_default())
             .env("REPLAYS", self.replays.to_string())
             .env("LEVEL", self.level);
-        let output = tokio::task::spawn_blocking(move || wrk.output()).await?;
-        let output = output.context("wrk, of Debian's package of that name")?;
+        // Whoever has seen enough does not wait for the rest.
+        let output = wrk
+            .kill_on_drop(true)
+            .output()
+            .await
+            .context("wrk, of Debian's package of that name")?;
         let said = String::from_utf8_lossy(&output.stdout);
         ensure!(output.status.success(), "wrk: {said}{}", String::from_utf8_lossy(&output.stderr));
         let summary = said.lines().find_map(|line| line.strip_prefix("summary "));
