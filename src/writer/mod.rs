@@ -11,6 +11,7 @@ mod retry;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -42,8 +43,8 @@ const LEFT_LOOK: Duration = Duration::from_secs(1);
 /// How often offsets are committed: a broker works as much for one as for a batch of records, and they
 /// are only a hint.
 const COMMIT: Duration = Duration::from_millis(500);
-/// A batch of more than so many events that was not written in time is tried again in halves.
-const SLOW_BATCH: usize = 500;
+/// A database that did not manage a batch in time is given half as many events at once, down to these.
+const AT_ONCE_MIN: usize = 500;
 /// How often a writer looks for parked records whose turn has come, and counts what is unapplied.
 const LOOK: Duration = Duration::from_secs(5);
 /// How often resolved dead letters that are old enough are forgotten.
@@ -94,6 +95,8 @@ pub struct Writer {
     ledger: Ledger,
     metrics: WriterMetrics,
     pace: Mutex<Pace>,
+    /// How many events are written at once: fewer for a while where the database was too slow for more.
+    at_once: AtomicUsize,
 }
 
 /// What is left to do of a batch.
@@ -117,7 +120,8 @@ struct Stopped;
 
 impl Writer {
     pub fn new(options: Options, ledger: Ledger, metrics: WriterMetrics) -> Self {
-        Self { options, ledger, metrics, pace: Mutex::default() }
+        let at_once = AtomicUsize::new(options.batch_max);
+        Self { options, ledger, metrics, pace: Mutex::default(), at_once }
     }
 
     /// Writes until it is told to stop; the batch in hand is finished then.
@@ -253,9 +257,18 @@ impl Writer {
         shutdown: &CancellationToken,
     ) -> Result<Result<LeftLanes, Stopped>, WriterError> {
         let mut backoff = Backoff::default();
-        while let Some(task) = todo.pop_front() {
-            match self.ledger.within_patience(self.attempt(&task, &left)).await {
+        while let Some(mut task) = todo.pop_front() {
+            let at_once = self.at_once.load(Ordering::Relaxed);
+            if let Task::Write(arrivals) = &mut task
+                && arrivals.len() > at_once
+            {
+                let rest = arrivals.split_off(at_once);
+                todo.push_front(Task::Write(rest));
+            }
+            match self.ledger.within_patience(self.attempt(&task, &left, at_once)).await {
                 Ok(done) => {
+                    let more = (at_once * 2).min(self.options.batch_max);
+                    self.at_once.store(more, Ordering::Relaxed);
                     backoff = Backoff::default();
                     self.metrics.paused.set(0);
                     leave(&mut left, done.left);
@@ -288,7 +301,9 @@ impl Writer {
                     tracing::warn!(%error, "writing to the database; trying again");
                     self.metrics.paused.set(1);
                     self.metrics.retries.inc();
-                    again(task, &mut todo);
+                    todo.push_front(task);
+                    let fewer = (at_once / 2).max(AT_ONCE_MIN).min(at_once);
+                    self.at_once.store(fewer, Ordering::Relaxed);
                     if backoff.rest(shutdown).await.is_err() {
                         return Ok(Err(Stopped));
                     }
@@ -299,11 +314,16 @@ impl Writer {
         Ok(Ok(left))
     }
 
-    async fn attempt(&self, task: &Task, left: &LeftLanes) -> Result<Done, ApplyError> {
+    async fn attempt(
+        &self,
+        task: &Task,
+        left: &LeftLanes,
+        at_once: usize,
+    ) -> Result<Done, ApplyError> {
         let arrivals = match task {
             Task::Write(arrivals) => arrivals,
             Task::Unpark => {
-                let limit = u32::try_from(self.options.batch_max).unwrap_or(u32::MAX);
+                let limit = u32::try_from(at_once).unwrap_or(u32::MAX);
                 let ready = self.ledger.ready_parked(None, limit).await?;
                 let arrivals = ready.into_iter().map(read_parked).collect();
                 return Ok(Done { arrivals, ..Done::default() });
@@ -603,17 +623,6 @@ fn narrow(
     }
     todo.push_front(Task::Write(arrivals));
     Ok(())
-}
-
-/// What a database that is merely slow did not manage in time is tried again in halves.
-fn again(mut task: Task, todo: &mut VecDeque<Task>) {
-    if let Task::Write(arrivals) = &mut task
-        && arrivals.len() > SLOW_BATCH
-    {
-        let rest = arrivals.split_off(arrivals.len() / 2);
-        todo.push_front(Task::Write(rest));
-    }
-    todo.push_front(task);
 }
 
 fn place(event: &Event) -> Place {

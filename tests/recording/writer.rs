@@ -348,7 +348,7 @@ async fn a_database_too_slow_for_a_whole_batch_gets_it_in_parts() {
     stack.ledger = holdfast::ledger::Ledger::new(&slow).unwrap();
     for sql in [
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
-         'BEGIN IF (SELECT count(*) FROM added) > 400 THEN PERFORM pg_sleep(60); END IF; RETURN NULL; END'",
+         'BEGIN IF (SELECT count(*) FROM added) > 500 THEN PERFORM pg_sleep(60); END IF; RETURN NULL; END'",
         "CREATE TRIGGER slow AFTER INSERT ON orders REFERENCING NEW TABLE AS added
          FOR EACH STATEMENT EXECUTE FUNCTION slow()",
     ] {
@@ -358,7 +358,9 @@ async fn a_database_too_slow_for_a_whole_batch_gets_it_in_parts() {
     let mut events = vec![lane.defined(1_200)];
     events.extend((0..1_200).map(|number| lane.held(&format!("buyer-{number}"))));
     stack.send(&lane, &events).await;
-    let writer = stack.writer_with(Options { batch_max: 4_000, ..stack.options() });
+    // Long enough for all of it to come as one.
+    let batch_age = Duration::from_secs(2);
+    let writer = stack.writer_with(Options { batch_max: 4_000, batch_age, ..stack.options() });
     stack.until_recorded(&lane, lane.seq).await;
     assert!(
         writer.metric("holdfast_writer_retries_total") >= 1.0,
