@@ -16,15 +16,15 @@ pub struct Front(Option<Runtime>);
 
 impl Front {
     pub fn start(config: &config::Runtime) -> std::io::Result<Self> {
-        let niceness = config.front_niceness;
+        // Asked for once: threads inherit it, and those of the front start some of their own.
+        let own = getpriority_process(None)?;
+        let niceness = NICEST.min(own + config.front_niceness);
         let runtime = Builder::new_multi_thread()
             .worker_threads(config.worker_threads())
             .thread_name("front")
             // To Linux, unlike POSIX, niceness is a thread's, not a process' (setpriority(2)).
             .on_thread_start(move || {
-                let own = getpriority_process(None);
-                let set = own.and_then(|own| setpriority_process(None, NICEST.min(own + niceness)));
-                if let Err(error) = set {
+                if let Err(error) = setpriority_process(None, niceness) {
                     tracing::warn!(%error, niceness, "a thread keeps the priority of all others");
                 }
             })

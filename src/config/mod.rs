@@ -318,7 +318,7 @@ impl Config {
         range("lanes.outbox_events_max", lanes.outbox_events_max, 1_000, 100_000_000)?;
         range("lanes.outbox_bytes_max", lanes.outbox_bytes_max, 1 << 16, 1 << 40)?;
         range("lanes.pace_from_events", lanes.pace_from_events, 1_000, 100_000_000)?;
-        range("lanes.pace_rate_min", lanes.pace_rate_min, 100, 1_000_000)?;
+        range("lanes.pace_rate_min", lanes.pace_rate_min, 1_000, 1_000_000)?;
         range("lanes.told_max", lanes.told_max, 0, 10_000_000)?;
         range("lanes.memory_share_max", lanes.memory_share_max, 0.1, 1.0)?;
         range("kafka.partitions", self.kafka.partitions, 1, 1_000)?;

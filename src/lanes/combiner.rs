@@ -92,7 +92,8 @@ pub(super) async fn run(
         }
         if let Some(marks) = batch.send(&shared, &keys, &watch, proving).await {
             watch.tell(marks);
-            if let Some(rest) = pace.rest(marks, &shared.options) {
+            // Who has to end does not rest.
+            if let Some(rest) = pace.rest(marks, &shared.options).filter(|_| !queue.is_closed()) {
                 shared.metrics.paced_seconds.inc_by(rest.as_secs_f64());
                 tokio::time::sleep(rest).await;
             }

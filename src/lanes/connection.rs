@@ -50,8 +50,8 @@ impl From<RedisError> for CallError {
 #[derive(Clone)]
 pub struct Connections {
     lanes: ConnectionManager,
-    /// What relay, recovery and checks ask must not wait behind the lanes' calls, nor be driven by the
-    /// threads that answer callers.
+    /// What relay, recovery and checks ask must not wait behind the lanes' calls. It is driven by the threads
+    /// of whoever connects it, as a rule not those that answer callers.
     books: ConnectionManager,
     pool: Pool,
     /// For calls that are proven, which must not keep the others from theirs.

@@ -54,7 +54,7 @@ impl Metrics {
         );
         registry.register(
             "paced_seconds",
-            "Time that lanes' calls were held back since more than lanes.pace_from_events were unrecorded",
+            "Time that lanes' calls were held back because more than lanes.pace_from_events were unrecorded",
             m.paced_seconds.clone(),
         );
         registry.register(

@@ -517,7 +517,8 @@ impl Lanes {
     }
 
     /// Tells the lane what Kafka and the database have and trims its outbox; takes or renews the
-    /// relay's lease. Beyond half of one of the outbox's bounds it is trimmed up to what Kafka has.
+    /// relay's lease. Beyond half of one of the outbox's bounds it is trimmed up to what this relay has seen
+    /// Kafka take.
     pub async fn advance(
         &self,
         lane: &LaneId,

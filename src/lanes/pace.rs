@@ -4,8 +4,8 @@
 //! what goes on for longer would fill the outbox, and all who come then would be refused at once. So from
 //! `lanes.pace_from_events` unrecorded events on, a process rests after a call for as long as the events that the
 //! lane had since its last one should have taken. These are everybody's events, not only its own, so the lane
-//! keeps its pace whatever the number of processes; and a call that only reads, as one to a lane that is
-//! sold out, is not slowed at all.
+//! keeps its pace with one process or many; and a lane in which nothing happens, since it is sold out, is not
+//! slowed at all. All commands of a lane share its calls, so those that settle wait as well.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use crate::config;
 
 /// Timers go by milliseconds: less is owed until it is as much.
 const REST_MIN: Duration = Duration::from_millis(1);
-/// However much others have done meanwhile.
-const REST_MAX: Duration = Duration::from_millis(100);
+/// However much others have done meanwhile: with a hundred processes and more a lane is faster than its pace.
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// The pace of one lane's calls.
 #[derive(Debug, Default)]
