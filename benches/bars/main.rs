@@ -104,7 +104,7 @@ async fn measure(deployment: &Deployment, arguments: &Arguments) -> Result<(Vec<
     if wanted(&[11, 12]) {
         rows.extend(bench.crowded().await?);
     }
-    if wanted(&[13]) {
+    if wanted(&[13, 19]) {
         rows.extend(bench.drained().await?);
     }
     if wanted(&[14, 15]) {

@@ -17,6 +17,8 @@ use crate::wrk::{Counted, Load};
 const CONNECTIONS: usize = 256;
 pub const STOCK: u64 = 1_000_000_000;
 pub const HOLD_SECONDS: u64 = 3600;
+/// How often it is looked how far the database is.
+pub const LOOK: Duration = Duration::from_millis(20);
 /// How many seconds the database may be behind at a rate that lasts.
 const BEHIND_MAX: f64 = 1.0;
 /// By how much the search for the highest such rate goes up or down, and how often.
@@ -354,7 +356,7 @@ impl Bench<'_> {
                 if oldest > behind_max {
                     return anyhow::Ok(());
                 }
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                tokio::time::sleep(LOOK).await;
             }
         });
         let pressed = match select(pressing, watching).await {
@@ -470,7 +472,7 @@ impl Bench<'_> {
     /// Rows a second of the sale's recorded orders and ledger, copied by `UNNEST` into tables like
     /// them, in transactions of as many events as a writer's batch.
     async fn plain_inserts(&self, sale: &str) -> Result<f64> {
-        const BATCH: i64 = 1_000;
+        const BATCH: i64 = 4_000;
         let mut connection = self.deployment.database.acquire().await?;
         let mut copies = Vec::new();
         for table in ["orders", "ledger"] {

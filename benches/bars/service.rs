@@ -6,6 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use redis::ToRedisArgs;
 use redis::aio::MultiplexedConnection;
 use reqwest::{Client, Method};
@@ -15,7 +18,7 @@ use serde_json::{Value, json};
 /// out doubles every few seconds under this load, and would be rewritten as often. What a rewrite costs is
 /// row 12; between the runs the file is made small. And it has room for five minutes' orders.
 const REDIS: [(&str, &str); 2] = [("auto-aof-rewrite-percentage", "0"), ("maxmemory", "4gb")];
-/// Some rows look at one role alone, and nobody empties the outbox.
+/// Some rows look at some roles alone, and nothing is recorded.
 const UNRECORDED: [(&str, &str); 2] = [
     ("HOLDFAST_LANES__OUTBOX_EVENTS_MAX", "100000000"),
     ("HOLDFAST_LANES__PACE_FROM_EVENTS", "100000000"),
@@ -125,7 +128,7 @@ impl Deployment {
             .env("HOLDFAST_HTTP__LISTEN", format!("127.0.0.1:{port}"))
             .env("HOLDFAST_HTTP__INNER_LISTEN", format!("127.0.0.1:{inner_port}"))
             .stderr(Stdio::null());
-        if !roles.contains("relay") {
+        if !roles.contains("writer") {
             command.envs(UNRECORDED);
         }
         let service = Service {
@@ -192,6 +195,11 @@ impl Deployment {
         self.set_redis(&self.redis_before).await?;
         let drop = format!("DROP SCHEMA {} CASCADE", self.schema);
         sqlx::query(sqlx::AssertSqlSafe(drop)).execute(&self.database).await?;
+        // Some gigabytes, after all rows.
+        let mut kafka = ClientConfig::new();
+        kafka.set("bootstrap.servers", variable("KAFKA_BROKERS")?);
+        let admin: AdminClient<DefaultClientContext> = kafka.create()?;
+        admin.delete_topics(&[&self.schema], &AdminOptions::new()).await?;
         Ok(())
     }
 }
