@@ -1,15 +1,23 @@
 //! `holdfast rebuild` and `holdfast rebuilds`: lanes opened anew, for whoever has the servers but not
 //! the API.
 
+use std::time::Duration;
+
 use anyhow::{Context, bail};
 use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
 
 use super::{COMMAND_LINE, Service};
 use crate::config::Config;
 use crate::domain::ids::LaneId;
 use crate::domain::names::{KeyName, SaleId};
 use crate::ledger::{Ledger, Report};
-use crate::reconciler::rebuild::{Despite, Wish};
+use crate::reconciler::rebuild::{Despite, RecoveryError, Wish};
+
+/// How long a lane is waited for that another process recovers, and how often it is looked: one that has just
+/// been opened still belongs to who did it while the report is written.
+const BUSY_MAX: Duration = Duration::from_secs(10);
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Rebuilds the lanes of a sale from the ledger, or one of them, and prints a report each.
 ///
@@ -33,8 +41,14 @@ pub async fn rebuild(
         bail!("the sale has no such lane");
     }
     for lane in lanes {
-        let report = service.recovery.recover(&lane, &wish).await.with_context(|| lane.to_string());
-        let report = report?.context("the sale is archived: it has left Redis for good")?;
+        let give_up = Instant::now() + BUSY_MAX;
+        let report = loop {
+            match service.recovery.recover(&lane, &wish).await {
+                Err(RecoveryError::Busy) if Instant::now() < give_up => sleep(BUSY_PAUSE).await,
+                recovered => break recovered.with_context(|| lane.to_string())?,
+            }
+        };
+        let report = report.context("the sale is archived: it has left Redis for good")?;
         println!("{}", line(&report));
         if !report.outcome.is_open() {
             bail!("{lane} is in doubt: {}. --force gives up what the ledger lacks", report.detail);
