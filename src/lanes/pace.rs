@@ -64,8 +64,8 @@ mod tests {
     #[test]
     fn the_more_is_unrecorded_the_slower_down_to_a_rate_that_is_never_below() {
         let rates = [0, 1_000, 1_001, 1_500, 2_000, 9_000].map(|n| rate(n, &options()));
-        let slow = |rate: f64| Some(rate);
-        assert_eq!(rates, [None, None, slow(100_000.0), slow(200.0), slow(100.0), slow(100.0)]);
+        let expected = [None, None, Some(100_000.0), Some(200.0), Some(100.0), Some(100.0)];
+        assert_eq!(rates, expected);
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //!
 //! Where the database is ahead (`recorded` > `seq`: it was read later), what came after `seq` is
 //! taken away from its figures, by its own ledger. Where the outbox no longer has what is missing
-//! (`since` > `recorded`: it was over half full and trimmed up to `logged`), nothing can be said
+//! (`since` > `recorded`: it was over half full and trimmed up to what Kafka has), nothing can be said
 //! about Redis: that is *undecided*, not a difference.
 
 use std::collections::{BTreeMap, BTreeSet};
