@@ -157,7 +157,7 @@ struct Outbound {
     /// Rises at each rewind: deliveries of an older one no longer count.
     generation: u64,
     /// What the lane was told last.
-    told: Marks,
+    told: Reached,
     renew_at: Instant,
     /// When it was read from last: who waits longest is read first.
     read_at: Instant,
@@ -604,24 +604,22 @@ impl Relay {
             Lease::GiveBack => Duration::from_millis(1),
         };
         let due = |outbound: &Outbound| {
-            let (told, marks) = (&outbound.told, &outbound.marks);
             lease == Lease::GiveBack
-                || told.logged < marks.logged
-                || told.recorded < marks.recorded
+                || outbound.told != outbound.reached()
                 || outbound.renew_at <= now
         };
         let told: Vec<_> = self
             .outbound
             .iter()
             .filter(|(_, outbound)| due(outbound))
-            .map(|(lane, outbound)| (lane.clone(), outbound.marks, outbound.reached()))
+            .map(|(lane, outbound)| (lane.clone(), outbound.reached()))
             .collect();
-        let answers = join_all(told.iter().map(|(lane, marks, reached)| async {
+        let answers = join_all(told.iter().map(|(lane, reached)| async {
             let answer = self.lanes.advance(lane, *reached, &self.name, duration).await;
-            (lane.clone(), *marks, answer)
+            (lane.clone(), *reached, answer)
         }));
-        for (lane, marks, answer) in answers.await {
-            self.advanced(lane, marks, answer);
+        for (lane, reached, answer) in answers.await {
+            self.advanced(lane, reached, answer);
         }
         self.measure();
     }
@@ -665,7 +663,7 @@ impl Relay {
         }
     }
 
-    fn advanced(&mut self, lane: LaneId, told: Marks, answer: Result<Advance, LaneError>) {
+    fn advanced(&mut self, lane: LaneId, told: Reached, answer: Result<Advance, LaneError>) {
         let Some(outbound) = self.outbound.get_mut(&lane) else { return };
         match answer {
             Ok(Advance::Leased { marks, trimmed }) => {
@@ -686,16 +684,16 @@ impl Relay {
                 outbound.told = told;
                 outbound.renew_at = Instant::now() + millis(self.options.lease_ms / 3);
             }
-            Ok(Advance::Behind { marks }) => {
+            Ok(Advance::Behind { marks, trimmed }) => {
                 // What the lane does under those seqs now is sent all the same: the writer finds
                 // the fork and keeps it as dead letters. Only the marks stay, and so the outbox.
                 if !outbound.behind {
                     tracing::error!(%lane, ?marks, ?told, "Redis has lost what it had answered");
-                    outbound.marks = marks;
-                    outbound.rewind_to(marks.logged);
+                    (outbound.marks, outbound.trimmed) = (marks, trimmed);
+                    outbound.begin_again();
                     outbound.behind = true;
                 }
-                outbound.told = outbound.marks;
+                outbound.told = outbound.reached();
                 outbound.renew_at = Instant::now() + millis(self.options.lease_ms / 3);
             }
             Ok(lost) => {
@@ -732,15 +730,17 @@ fn outbound(
     trimmed: u64,
     renew_at: Instant,
 ) -> Outbound {
+    // From what the database lacks, not from `logged`: what Kafka lost since it acknowledged it is
+    // sent again, and the rest is dropped as repeats.
+    let acknowledged = marks.recorded.max(trimmed);
+    let Marks { epoch, logged, recorded, .. } = marks;
     Outbound {
         partition,
         secret,
         marks,
         trimmed,
-        // From what the database lacks, not from `logged`: what Kafka lost since it acknowledged
-        // it is sent again, and the rest is dropped as repeats.
-        sent: marks.recorded.max(trimmed),
-        acknowledged: marks.recorded.max(trimmed),
+        sent: acknowledged,
+        acknowledged,
         offset: None,
         stall: None,
         in_flight: VecDeque::new(),
@@ -748,7 +748,7 @@ fn outbound(
         compared: false,
         behind: false,
         generation: 0,
-        told: marks,
+        told: Reached { epoch, logged, recorded, acknowledged },
         renew_at,
         read_at: Instant::now(),
         rest_until: Instant::now(),

@@ -94,7 +94,7 @@ impl From<ReplyError> for LaneError {
 }
 
 /// What a relay knows of how far a lane's events have got.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reached {
     pub epoch: u32,
     /// The highest seq that Kafka has acknowledged to anybody.
@@ -115,7 +115,7 @@ pub enum Advance {
     LeasedElsewhere,
     /// Kafka or the database has events of the lane that it no longer has: Redis has lost what it
     /// had answered, and is frozen now.
-    Behind { marks: Marks },
+    Behind { marks: Marks, trimmed: u64 },
     /// The lane has this other epoch.
     Epoch { epoch: u32 },
     /// Redis has no such lane.
@@ -558,7 +558,7 @@ impl Lanes {
             "missing" => Advance::Missing,
             "epoch" => Advance::Epoch { epoch: marks.epoch },
             "leased" => Advance::LeasedElsewhere,
-            "behind" => Advance::Behind { marks },
+            "behind" => Advance::Behind { marks, trimmed: number(&trimmed)? },
             "ok" => Advance::Leased { marks, trimmed: number(&trimmed)? },
             other => return Err(LaneError::Protocol(other.to_owned())),
         })

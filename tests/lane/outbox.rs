@@ -50,7 +50,7 @@ async fn a_lane_behind_what_is_recorded_of_it_lets_go_of_nothing() {
     let (before, events) = (kept().await, sale.events_after(0).await);
     for (logged, recorded) in [(3, 0), (3, 3), (1, 3)] {
         let advance = sale.advance("relay", logged, recorded).await;
-        assert_eq!(advance, Advance::Behind { marks: marks_of(2, 1, 0) });
+        assert_eq!(advance, Advance::Behind { marks: marks_of(2, 1, 0), trimmed: 0 });
     }
     assert_eq!((kept().await, sale.events_after(0).await), (before, events));
 }
