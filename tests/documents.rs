@@ -29,6 +29,7 @@ fn every_setting_stands_in_operations_with_its_default() {
         }
     }
     assert!(missing.is_empty(), "not in docs/operations.md: {missing:#?}");
+    assert!(!operations.contains("(as above)"), "a setting that does not say what it is");
 }
 
 #[test]
