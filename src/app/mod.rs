@@ -144,6 +144,9 @@ struct Service {
     registry: Registry,
     health: Health,
     ledger: Ledger,
+    /// Of the front: what callers ask takes none of the connections that relay and writer need, and
+    /// those are not waited for by threads that give way.
+    front_ledger: Ledger,
     lanes: Lanes,
     catalog: Catalog,
     producer: Producer,
@@ -167,10 +170,11 @@ impl Service {
         let mut registry = Registry::default();
         let health = Health::new(roles.iter().map(|role| role.as_str()));
         let ledger = Ledger::new(&config.database)?;
+        let front_ledger = Ledger::new(&config.database)?;
         let lanes = Lanes::new(&config.redis, &config.lanes, &mut registry)?;
         let lanes = lanes.combining_on(front.clone());
         let metrics = CatalogMetrics::register(&mut registry);
-        let catalog = Catalog::new(ledger.clone(), &config.catalog, metrics);
+        let catalog = Catalog::new(front_ledger.clone(), &config.catalog, metrics);
         let producer = Producer::new(&config.kafka)?;
         let recovery =
             Recovery::new(lanes.clone(), ledger.clone(), catalog.clone(), &config, &mut registry);
@@ -185,6 +189,7 @@ impl Service {
             registry,
             health,
             ledger,
+            front_ledger,
             lanes,
             catalog,
             producer,
@@ -309,7 +314,7 @@ impl Service {
         let admission = Admission::new(&self.config.admission, &mut self.registry);
         Api::new(
             self.lanes.clone(),
-            self.ledger.clone(),
+            self.front_ledger.clone(),
             self.catalog.clone(),
             self.recovery.clone(),
             admission,
