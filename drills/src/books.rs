@@ -126,6 +126,8 @@ pub struct DeadLetter {
 pub struct AdjustmentRow {
     pub sku: String,
     pub delta: i64,
+    /// The total that was asked for, where that was it.
+    pub set_total: Option<i64>,
     /// Of which it is the opposite.
     pub undoes: Option<String>,
 }
@@ -452,13 +454,16 @@ pub async fn database(pool: &PgPool, sale: &str) -> anyhow::Result<Database> {
         settled_ms,
     });
     books.refunds = rows.collect();
-    let rows: Vec<(String, String, i64, Option<String>)> =
-        sqlx::query_as("SELECT id, sku, delta, undoes FROM adjustments WHERE sale_id = $1")
-            .bind(sale)
-            .fetch_all(pool)
-            .await?;
-    let rows =
-        rows.into_iter().map(|(id, sku, delta, undoes)| (id, AdjustmentRow { sku, delta, undoes }));
+    type Adjustment = (String, String, i64, Option<i64>, Option<String>);
+    let rows: Vec<Adjustment> = sqlx::query_as(
+        "SELECT id, sku, delta, set_total, undoes FROM adjustments WHERE sale_id = $1",
+    )
+    .bind(sale)
+    .fetch_all(pool)
+    .await?;
+    let rows = rows.into_iter().map(|(id, sku, delta, set_total, undoes)| {
+        (id, AdjustmentRow { sku, delta, set_total, undoes })
+    });
     books.adjustments = rows.collect();
     type Letter = (String, String, i32, i64, Option<i64>, Option<i64>);
     let rows: Vec<Letter> = sqlx::query_as(

@@ -85,6 +85,14 @@ pub enum Request {
         key: String,
         delta: i64,
     },
+    /// Only where the SKU's counters are of this version.
+    SetTotal {
+        sale: String,
+        sku: String,
+        key: String,
+        total: i64,
+        version: i64,
+    },
     Undo {
         adjustment: String,
         key: String,

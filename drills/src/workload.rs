@@ -236,6 +236,10 @@ impl Callee {
                 let path = format!("/v1/sales/{sale}/stock/{sku}/adjustments");
                 (Method::POST, path, json!({"delta": delta, "reason": "restock"}))
             }
+            Request::SetTotal { sale, sku, total, .. } => {
+                let path = format!("/v1/sales/{sale}/stock/{sku}/adjustments");
+                (Method::POST, path, json!({"set_total": total, "reason": "recount"}))
+            }
             Request::Undo { adjustment, .. } => {
                 (Method::POST, format!("/v1/adjustments/{adjustment}/undo"), Value::Null)
             }
@@ -262,9 +266,13 @@ impl Callee {
         if let Request::Place { key, .. }
         | Request::Return { key, .. }
         | Request::Adjust { key, .. }
+        | Request::SetTotal { key, .. }
         | Request::Undo { key, .. } = request
         {
             http = http.header("Idempotency-Key", key);
+        }
+        if let Request::SetTotal { version, .. } = request {
+            http = http.header("If-Match", format!("\"{version}\""));
         }
         if body.is_null() { http } else { http.json(&body) }
     }
@@ -336,7 +344,8 @@ impl Client {
                     self.settle(&Request::Resume { sale: sale.clone() }).await;
                 }
                 1 => {
-                    self.settle(&Request::Stock { sale: sale.clone() }).await;
+                    let stock = self.settle(&Request::Stock { sale: sale.clone() }).await;
+                    self.recount(&sale, &stock).await;
                 }
                 2 => {
                     let definition = definition(self.calls);
@@ -362,6 +371,27 @@ impl Client {
             self.pause(OPERATOR_PAUSE_MS).await;
         }
         self.settle(&Request::Resume { sale }).await;
+    }
+
+    /// Sets the total of one SKU to some more than the shop said that there are.
+    async fn recount(&mut self, sale: &str, stock: &Reply) {
+        let Some(skus) = stock.body["skus"].as_array() else { return };
+        let Some(counters) = skus.choose(&mut self.rng) else { return };
+        let number = |name: &str| counters[name].as_i64();
+        let (Some(sku), Some(total), Some(version)) =
+            (counters["sku"].as_str(), number("total"), number("version"))
+        else {
+            return;
+        };
+        let set = Request::SetTotal {
+            sale: sale.to_owned(),
+            sku: sku.to_owned(),
+            key: format!("recount-{}", self.calls),
+            total: total + self.rng.random_range(0..4),
+            version,
+        };
+        let reply = self.settle(&set).await;
+        self.remember_adjustment(&reply);
     }
 
     fn remember(&mut self, id: &str) {

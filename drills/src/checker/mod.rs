@@ -582,7 +582,7 @@ impl<'a> Case<'a> {
         }
         for entry in self.history {
             let (key, undoes) = match &entry.request {
-                Request::Adjust { key, .. } => (key, None),
+                Request::Adjust { key, .. } | Request::SetTotal { key, .. } => (key, None),
                 Request::Undo { adjustment, key } => (key, Some(adjustment)),
                 _ => continue,
             };
@@ -609,7 +609,15 @@ impl<'a> Case<'a> {
             let row = rows.get(id);
             let as_asked = row.is_some_and(|row| match &entry.request {
                 Request::Adjust { sku, delta, .. } => {
-                    *row == AdjustmentRow { sku: sku.clone(), delta: *delta, undoes: None }
+                    let (sku, delta) = (sku.clone(), *delta);
+                    *row == AdjustmentRow { sku, delta, set_total: None, undoes: None }
+                }
+                Request::SetTotal { sku, total, .. } => {
+                    let (before, delta) = (body["before"]["total"].as_i64(), row.delta);
+                    let sku = sku.clone();
+                    *row == AdjustmentRow { sku, delta, set_total: Some(*total), undoes: None }
+                        && body["delta"].as_i64() == Some(delta)
+                        && before == Some(total - delta)
                 }
                 _ => row.undoes.as_ref() == undoes,
             });
@@ -638,6 +646,7 @@ impl<'a> Case<'a> {
             let said = AdjustmentRow {
                 sku: told["sku"].as_str().unwrap_or_default().to_owned(),
                 delta: told["delta"].as_i64().unwrap_or_default(),
+                set_total: told["set_total"].as_i64(),
                 undoes: told["undoes"].as_str().map(str::to_owned),
             };
             let moved = Counters { available: said.delta, ..Counters::default() };
@@ -666,6 +675,10 @@ impl<'a> Case<'a> {
                 }
                 Request::Adjust { sku, delta, .. } => {
                     adjusted.insert(id, (sku.as_str(), *delta));
+                }
+                Request::SetTotal { sku, .. } => {
+                    let delta = entry.reply.body["delta"].as_i64().unwrap_or_default();
+                    adjusted.insert(id, (sku.as_str(), delta));
                 }
                 Request::Undo { adjustment, .. } => {
                     if let Some((sku, delta)) = adjusted.get(adjustment.as_str()).copied() {

@@ -216,11 +216,24 @@ impl Shop {
 
     /// A change of the total, without any call.
     fn change_total(&mut self, key: &str, delta: i64, undoes: Option<&str>) -> String {
+        self.change_total_to(key, delta, None, undoes)
+    }
+
+    fn change_total_to(
+        &mut self,
+        key: &str,
+        delta: i64,
+        set_total: Option<i64>,
+        undoes: Option<&str>,
+    ) -> String {
         let id = format!("adj_{key}");
-        let said = json!({"id": id, "sku": "a", "delta": delta, "undoes": undoes});
+        let said = json!({
+            "id": id, "sku": "a", "delta": delta, "set_total": set_total, "undoes": undoes
+        });
         let data = json!({"adjustment": said});
         self.event("stock.adjusted", None, counters(delta, 0, 0), data);
-        let row = AdjustmentRow { sku: "a".into(), delta, undoes: undoes.map(str::to_owned) };
+        let (sku, undoes) = ("a".into(), undoes.map(str::to_owned));
+        let row = AdjustmentRow { sku, delta, set_total, undoes };
         self.books.database.adjustments.insert(id.clone(), row);
         id
     }
@@ -230,6 +243,21 @@ impl Shop {
         let request =
             Request::Adjust { sale: SALE.into(), sku: "a".into(), key: key.into(), delta };
         self.answer(request, 201, json!({"id": id}));
+        id
+    }
+
+    /// Sets the total from one to the other; the answer says that it was `before`.
+    fn set_total(&mut self, key: &str, (from, to): (i64, i64), before: i64) -> String {
+        let id = self.change_total_to(key, to - from, Some(to), None);
+        let request = Request::SetTotal {
+            sale: SALE.into(),
+            sku: "a".into(),
+            key: key.into(),
+            total: to,
+            version: 0,
+        };
+        let body = json!({"id": id, "delta": to - from, "before": {"total": before}});
+        self.answer(request, 201, body);
         id
     }
 
@@ -518,7 +546,7 @@ fn i3_adjustments_that_are_gone_or_come_from_nowhere() {
     shop.books.database.adjustments.clear();
     shop.breaks(Invariant::I3, "answered-adjustment-is-gone");
     let (mut shop, _) = busy_shop();
-    let row = AdjustmentRow { sku: "a".into(), delta: 1, undoes: None };
+    let row = AdjustmentRow { sku: "a".into(), delta: 1, set_total: None, undoes: None };
     shop.books.database.adjustments.insert("adj_other".into(), row);
     shop.breaks(Invariant::I3, "adjustment-from-nowhere");
 }
@@ -909,6 +937,21 @@ fn i1_an_undo_that_was_done_twice_or_is_no_opposite() {
     shop.answer(undo("once", &taken), 201, json!({"id": id}));
     let found = [(Invariant::I1, "no-opposite"), (Invariant::I1, "total-from-nowhere")];
     assert_eq!(shop.rules(), BTreeSet::from(found));
+}
+
+#[test]
+fn i3_a_total_that_was_not_set_as_asked() {
+    let (mut shop, _) = busy_shop();
+    let set = shop.set_total("count", (10, 14), 10);
+    shop.undo("recount", &set);
+    assert_eq!(shop.rules(), BTreeSet::new());
+    shop.books.database.adjustments.get_mut(&set).expect("its row").set_total = Some(15);
+    shop.breaks(Invariant::I3, "answered-adjustment-is-gone");
+    shop.breaks(Invariant::I2, "adjustment-differs");
+    // What it was by its answer, and by how much it changed, do not come to what was asked for.
+    let (mut shop, _) = busy_shop();
+    shop.set_total("count", (10, 14), 11);
+    assert_eq!(shop.rules(), BTreeSet::from([(Invariant::I3, "answered-adjustment-is-gone")]));
 }
 
 #[test]
