@@ -1,6 +1,6 @@
 -- The indexes that lists of orders walk, without the id: orders of one millisecond are few, so they are sorted when they
 -- are read. Ascending, and walked backwards, since new orders then go to the end of their range, where pages fill
--- up, and equal entries share one. A sixth of the bytes, and 3-5 µs less of an order's time (docs/performance.md).
+-- up, and equal entries share one. A sixth of the bytes, and a quarter less of an order's time (docs/performance.md).
 -- Nothing can be recorded while they are made.
 
 DROP INDEX orders_by_sale, orders_by_status, orders_by_buyer;
