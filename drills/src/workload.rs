@@ -2,6 +2,7 @@
 //! share buyers, so that limits are met, and look at answers only as a caller may. What was not
 //! answered they send again, unchanged, until it is.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -123,6 +124,7 @@ impl Callee {
                 rng: StdRng::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(number)),
                 known: Vec::new(),
                 remembered: Vec::new(),
+                unsettled: BTreeSet::new(),
                 calls: 0,
             };
             clients.spawn(client.shop());
@@ -133,6 +135,7 @@ impl Callee {
             rng: StdRng::seed_from_u64(seed),
             known: Vec::new(),
             remembered: Vec::new(),
+            unsettled: BTreeSet::new(),
             calls: 0,
         };
         clients.spawn(operator.operate());
@@ -316,6 +319,8 @@ struct Client {
     known: Vec<Known>,
     /// Ids of what it may come back to: the operator's adjustments, a shop's refunds.
     remembered: Vec<String>,
+    /// Refunds of which it does not know whether they are settled.
+    unsettled: BTreeSet<String>,
     calls: u64,
 }
 
@@ -323,13 +328,31 @@ impl Client {
     async fn shop(mut self) {
         while !self.callee.is_over() {
             let request = self.choose();
-            let reply = self.settle(&request).await;
+            let reply = match &request {
+                Request::SettleRefund { refund } => self.settle_refund(refund, &request).await,
+                _ => self.settle(&request).await,
+            };
             if let Some(refund) = reply.body["refund_id"].as_str() {
                 self.remember(refund);
             }
             self.learn(request, &reply);
             self.pause(PAUSE_MEAN_MS).await;
         }
+        for refund in std::mem::take(&mut self.unsettled) {
+            self.settle(&Request::SettleRefund { refund }).await;
+        }
+    }
+
+    /// Once: it needs the database, and whoever waited for that would buy nothing while it is away.
+    async fn settle_refund(&mut self, refund: &str, request: &Request) -> Reply {
+        let instance = self.rng.random_range(0..self.callee.urls.len());
+        let reply = self.callee.send(&self.name, instance, request, None).await;
+        match reply.outcome {
+            Outcome::Ok => self.unsettled.remove(refund),
+            Outcome::Unknown => self.unsettled.insert(refund.to_owned()),
+            Outcome::Refused => false,
+        };
+        reply
     }
 
     /// Restocks, recounts, takes both back, pauses, resumes and renames; leaves the sale open.

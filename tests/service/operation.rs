@@ -1,5 +1,6 @@
 //! What an operator relies on.
 
+use futures_util::future::join_all;
 use redis::AsyncCommands;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -60,6 +61,40 @@ async fn threads_that_answer_callers_give_way_to_all_others() {
 
     let relay = deployment.serve_roles("relay").await;
     assert!(relay.threads().iter().all(|(_, niceness)| *niceness == own), "{:?}", relay.threads());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_who_wait_for_the_database_keep_no_order_from_being_recorded() {
+    let settings = [("HOLDFAST_DATABASE__CONNECTIONS_MAX", "2")];
+    let deployment = Deployment::with(Servers::shared(), &settings).await;
+    let service = deployment.serve_roles("api,relay,writer").await;
+    let sale = service.define(10, json!({})).await;
+    assert_eq!(service.order(&sale, "u", "before", 1).await.status, StatusCode::CREATED);
+    let database = deployment.database().await;
+    let count = async |query: &'static str, of: &str| -> i64 {
+        sqlx::query_scalar(query).bind(of).fetch_one(&database).await.expect("a number")
+    };
+    let waiting = async || {
+        let query = "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+             WHERE c.relname = 'refunds' AND c.relnamespace = to_regnamespace($1) AND NOT l.granted";
+        count(query, &deployment.name).await
+    };
+    let recorded =
+        async || count("SELECT count(*) FROM orders WHERE sale_id = $1", sale.as_str()).await;
+    eventually("the first order is recorded", async || recorded().await == 1).await;
+
+    let mut lock = database.begin().await.expect("a transaction");
+    sqlx::query("LOCK TABLE refunds").execute(&mut *lock).await.expect("the lock");
+    let lists = join_all((0..6).map(|_| service.get("/v1/refunds")));
+    let selling = async {
+        eventually("all of their connections wait", async || waiting().await == 2).await;
+        let order = service.order(&sale, "u", "meanwhile", 1).await;
+        assert_eq!(order.status, StatusCode::CREATED, "{}", order.body);
+        eventually("the second is recorded", async || recorded().await == 2).await;
+        assert_eq!(waiting().await, 2, "it waited until they were done");
+        lock.rollback().await.expect("the lock is given back");
+    };
+    tokio::join!(lists, selling);
 }
 
 #[tokio::test(flavor = "multi_thread")]
