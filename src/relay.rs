@@ -152,7 +152,8 @@ struct Outbound {
     in_flight_events: u64,
     /// The database has said how far it is since this relay has the lane.
     compared: bool,
-    /// Redis lost events that Kafka or the database has: nothing may be trimmed.
+    /// Redis lost events that Kafka or the database has. It stays so: the lane is opened again under
+    /// another epoch. Until then it is told nothing but its own marks.
     behind: bool,
     /// Rises at each rewind: deliveries of an older one no longer count.
     generation: u64,
@@ -628,7 +629,8 @@ impl Relay {
     fn ask_recorded(&self) -> Option<Asking> {
         // A lane that has forgotten what is recorded of it does not say that it lacks anything.
         let lacking = |outbound: &Outbound| {
-            !outbound.compared || outbound.marks.recorded < outbound.marks.logged
+            let unrecorded = outbound.marks.recorded < outbound.marks.logged;
+            !outbound.behind && (!outbound.compared || unrecorded)
         };
         let lanes: Vec<_> = self
             .outbound
@@ -680,13 +682,12 @@ impl Relay {
                 if jump || trimmed > outbound.sent {
                     outbound.begin_again();
                 }
-                outbound.behind = false;
                 outbound.told = told;
                 outbound.renew_at = Instant::now() + millis(self.options.lease_ms / 3);
             }
             Ok(Advance::Behind { marks, trimmed }) => {
-                // What the lane does under those seqs now is sent all the same: the writer finds
-                // the fork and keeps it as dead letters. Only the marks stay, and so the outbox.
+                // What the lane did under those seqs since is sent all the same, once: the writer
+                // finds the fork and keeps it as dead letters.
                 if !outbound.behind {
                     tracing::error!(%lane, ?marks, ?told, "Redis has lost what it had answered");
                     (outbound.marks, outbound.trimmed) = (marks, trimmed);

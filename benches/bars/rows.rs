@@ -262,12 +262,12 @@ impl Bench<'_> {
     /// Rows 5 and 10.
     pub async fn sustained(&self) -> Result<Vec<Row>> {
         let service = self.deployment.serve("api,relay,writer,sweeper").await?;
+        let seconds = 3 * self.effort.seconds;
         let bare = async || -> Result<f64> {
-            let duration = Duration::from_secs(3 * self.effort.seconds);
+            let duration = Duration::from_secs(seconds);
             let (bare, _) = self.press_bare(&Load { duration, ..self.load("", "sale") }).await?;
             Ok(bare.answered as f64 / bare.seconds)
         };
-        let seconds = 3 * self.effort.seconds;
         let warm = self.press_new_recorded(&service, None, seconds, f64::INFINITY).await?;
         let highest = warm.context("it may be behind")?.rate;
         // Callers who order as fast as they are answered bring about the highest rate there is. If that

@@ -411,7 +411,8 @@ impl Client {
             sku: sku.to_owned(),
             key: format!("recount-{}", self.calls),
             total: total + self.rng.random_range(0..4),
-            version,
+            // One in five is of counters that have changed since.
+            version: version - i64::from(self.rng.random_bool(0.2)),
         };
         let reply = self.settle(&set).await;
         self.remember_adjustment(&reply);
@@ -457,9 +458,9 @@ impl Client {
         let mut give_up: Option<Instant> = None;
         let first = self.rng.random_range(0..self.callee.urls.len());
         let mut attempt = 0;
-        // A refusal for now says nothing of an attempt before it that may have been carried out. And a
-        // resume must not be forgotten, or nothing is sold any more.
-        let mut must = matches!(request, Request::Resume { .. });
+        // A refusal for now says nothing of an attempt before it that may have been carried out, as that of
+        // a refund was. And a resume must not be forgotten, or nothing is sold any more.
+        let mut must = matches!(request, Request::Resume { .. } | Request::SettleRefund { .. });
         let (mut asked, later) = self.preference(request);
         loop {
             let reply = self.callee.send(&self.name, first + attempt, request, asked).await;

@@ -144,8 +144,7 @@ struct Service {
     registry: Registry,
     health: Health,
     ledger: Ledger,
-    /// Of the front: what callers ask takes none of the connections that relay and writer need, and
-    /// those are not waited for by threads that give way.
+    /// For what callers ask of the database: it takes none of the connections that all else needs.
     front_ledger: Ledger,
     lanes: Lanes,
     catalog: Catalog,
@@ -174,7 +173,7 @@ impl Service {
         let lanes = Lanes::new(&config.redis, &config.lanes, &mut registry)?;
         let lanes = lanes.combining_on(front.clone());
         let metrics = CatalogMetrics::register(&mut registry);
-        let catalog = Catalog::new(front_ledger.clone(), &config.catalog, metrics);
+        let catalog = Catalog::new(ledger.clone(), &config.catalog, metrics);
         let producer = Producer::new(&config.kafka)?;
         let recovery =
             Recovery::new(lanes.clone(), ledger.clone(), catalog.clone(), &config, &mut registry);

@@ -1,8 +1,9 @@
 //! The background roles together: lane → outbox → Kafka → database, and overdue holds back on sale.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::support::{Stack, actor, unique, until};
+use crate::support::{Stack, actor, metric, unique, until};
 use futures_util::future::join_all;
 use holdfast::bus::producer::Producer;
 use holdfast::config::{self, Config};
@@ -284,6 +285,50 @@ async fn a_fresh_fleet_that_has_seen_nothing_learns_from_the_database_that_a_lan
     })
     .await;
     assert_eq!(pipeline.stack.number("SELECT count(*) FROM orders").await, 55);
+    relay.stop().await;
+    writer.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lane_has_that_lost_its_tail_is_not_sent_again_and_again() {
+    let mut pipeline = Pipeline::new("tail", 300).await;
+    let (relay, writer) = (pipeline.relay(), pipeline.stack.writer());
+    pipeline.hold(5).await;
+    pipeline.until_recorded().await;
+    relay.stop().await;
+    // In its outbox alone.
+    pipeline.hold(5).await;
+    let image = pipeline.image().await;
+    let relay = pipeline.relay();
+    pipeline.hold(50).await;
+    pipeline.until_recorded().await;
+    relay.stop().await;
+    pipeline.restore(&image).await;
+
+    let config = &pipeline.config;
+    let lanes = Lanes::new(&config.redis, &config.lanes, &mut Registry::default());
+    pipeline.lanes = lanes.expect("a Redis URL");
+    let mut registry = Registry::default();
+    let relay = pipeline.relay_told(&mut registry);
+    let is_behind = || metric(&registry, "holdfast_relay_lanes_behind") > 0.0;
+    until("the relay knows", || async { is_behind() }).await;
+    let lane = format!("hf1:{{{}}}:lane", pipeline.lane);
+    let mut redis = pipeline.redis().await;
+    let mut leases = BTreeSet::new();
+    let mut until_renewed = async |times: usize| {
+        let enough = leases.len() + times;
+        while leases.len() < enough {
+            let leased: String = redis.hget(&lane, "leased").await.expect("a lease");
+            leases.insert(leased);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    until_renewed(3).await;
+    let sent = metric(&registry, "holdfast_relay_sent_total");
+    until_renewed(3).await;
+    assert_eq!(metric(&registry, "holdfast_relay_sent_total"), sent, "sent again meanwhile");
+    assert!((5.0..=10.0).contains(&sent), "once, or once more when it was found out: {sent}");
+    assert!(is_behind());
     relay.stop().await;
     writer.stop().await;
 }

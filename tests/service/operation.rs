@@ -65,7 +65,10 @@ async fn threads_that_answer_callers_give_way_to_all_others() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_who_wait_for_the_database_keep_no_order_from_being_recorded() {
-    let settings = [("HOLDFAST_DATABASE__CONNECTIONS_MAX", "2")];
+    let settings = [
+        ("HOLDFAST_DATABASE__CONNECTIONS_MAX", "2"),
+        ("HOLDFAST_DATABASE__STATEMENT_TIMEOUT_MS", "60000"),
+    ];
     let deployment = Deployment::with(Servers::shared(), &settings).await;
     let service = deployment.serve_roles("api,relay,writer").await;
     let sale = service.define(10, json!({})).await;

@@ -612,12 +612,13 @@ impl<'a> Case<'a> {
                     let (sku, delta) = (sku.clone(), *delta);
                     *row == AdjustmentRow { sku, delta, set_total: None, undoes: None }
                 }
-                Request::SetTotal { sku, total, .. } => {
-                    let (before, delta) = (body["before"]["total"].as_i64(), row.delta);
+                Request::SetTotal { sku, total, version, .. } => {
+                    let (before, delta) = (&body["before"], row.delta);
                     let sku = sku.clone();
                     *row == AdjustmentRow { sku, delta, set_total: Some(*total), undoes: None }
                         && body["delta"].as_i64() == Some(delta)
-                        && before == Some(total - delta)
+                        && before["total"].as_i64() == Some(total - delta)
+                        && before["version"].as_i64() == Some(*version)
                 }
                 _ => row.undoes.as_ref() == undoes,
             });
