@@ -1,5 +1,6 @@
 //! The background roles together: lane → outbox → Kafka → database, and overdue holds back on sale.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -313,15 +314,16 @@ async fn what_a_lane_has_that_lost_its_tail_is_not_sent_again_and_again() {
     let is_behind = || metric(&registry, "holdfast_relay_lanes_behind") > 0.0;
     until("the relay knows", || async { is_behind() }).await;
     let lane = format!("hf1:{{{}}}:lane", pipeline.lane);
-    let mut redis = pipeline.redis().await;
-    let mut leases = BTreeSet::new();
-    let mut until_renewed = async |times: usize| {
-        let enough = leases.len() + times;
-        while leases.len() < enough {
-            let leased: String = redis.hget(&lane, "leased").await.expect("a lease");
-            leases.insert(leased);
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+    let redis = pipeline.redis().await;
+    let leases = RefCell::new(BTreeSet::new());
+    let until_renewed = async |times: usize| {
+        let enough = leases.borrow().len() + times;
+        until("the lease is renewed", || async {
+            let leased: String = redis.clone().hget(&lane, "leased").await.expect("a lease");
+            leases.borrow_mut().insert(leased);
+            leases.borrow().len() >= enough
+        })
+        .await;
     };
     until_renewed(3).await;
     let sent = metric(&registry, "holdfast_relay_sent_total");
