@@ -183,6 +183,12 @@ impl Pipeline {
         pipe.exec_async(&mut redis).await.expect("restored");
     }
 
+    /// As a new process, which has seen nothing of any lane.
+    fn forget_what_was_seen(&mut self) {
+        let lanes = Lanes::new(&self.config.redis, &self.config.lanes, &mut Registry::default());
+        self.lanes = lanes.expect("a Redis URL");
+    }
+
     async fn outbox_entries(&self) -> usize {
         let wait = Duration::from_millis(1);
         let from = [(self.lane.clone(), 0, 0)];
@@ -276,9 +282,7 @@ async fn a_fresh_fleet_that_has_seen_nothing_learns_from_the_database_that_a_lan
     relay.stop().await;
     pipeline.restore(&image).await;
 
-    let config = &pipeline.config;
-    let lanes = Lanes::new(&config.redis, &config.lanes, &mut Registry::default());
-    pipeline.lanes = lanes.expect("a Redis URL");
+    pipeline.forget_what_was_seen();
     assert!(pipeline.lanes.marks(&pipeline.lane).await.is_ok(), "nobody knows of more so far");
     let relay = pipeline.relay();
     until("the lane is frozen", || async {
@@ -306,9 +310,7 @@ async fn what_a_lane_has_that_lost_its_tail_is_not_sent_again_and_again() {
     relay.stop().await;
     pipeline.restore(&image).await;
 
-    let config = &pipeline.config;
-    let lanes = Lanes::new(&config.redis, &config.lanes, &mut Registry::default());
-    pipeline.lanes = lanes.expect("a Redis URL");
+    pipeline.forget_what_was_seen();
     let mut registry = Registry::default();
     let relay = pipeline.relay_told(&mut registry);
     let is_behind = || metric(&registry, "holdfast_relay_lanes_behind") > 0.0;
